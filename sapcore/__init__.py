@@ -1,0 +1,1 @@
+"""sapcore: a reproducible replication of Stochastic Activation Pruning (Dhillon et al., ICLR 2018)."""

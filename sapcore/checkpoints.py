@@ -1,0 +1,66 @@
+"""Trained weights: safetensors (no code runs on loading), each with a JSON model card that holds its sha256."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from sapcore.errors import SapcoreError
+from sapcore.models import ResNet20
+from sapcore.paths import CHECKPOINTS, write_atomically
+
+
+class CheckpointError(SapcoreError):
+    """A checkpoint is missing, altered or truncated."""
+
+
+def names() -> list[str]:
+    """The checkpoints at hand."""
+    return sorted(path.stem for path in CHECKPOINTS.glob("*.safetensors"))
+
+
+def save(model: nn.Module, name: str, card: dict[str, Any]) -> Path:
+    """Write `NAME.safetensors` and, after it, its card `NAME.json` with the file's sha256."""
+    content = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
+    path = CHECKPOINTS / f"{name}.safetensors"
+    write_atomically(path, content)
+    full_card = {"name": name, "sha256": hashlib.sha256(content).hexdigest(), **card}
+    write_atomically(path.with_suffix(".json"), (json.dumps(full_card, indent=2) + "\n").encode())
+    return path
+
+
+def card(name: str) -> dict[str, Any]:
+    """The model card: recipe, accuracy on the whole test set, device, time, commit, sha256."""
+    path = CHECKPOINTS / f"{name}.json"
+    if not path.exists():
+        at_hand = ", ".join(names()) or "none"
+        raise CheckpointError(f"no checkpoint is named {name!r}; at hand: {at_hand}; `sapcore train {name}` trains one")
+    return json.loads(path.read_text())
+
+
+def load(name: str) -> nn.Module:
+    """Load a network: eval mode, frozen, pixels 0-255 in, logits out.
+
+    Raises `CheckpointError` if the file is not there or its sha256 is not the model card's.
+    """
+    expected = card(name)["sha256"]
+    path = CHECKPOINTS / f"{name}.safetensors"
+    way_back = f"restore it with `git checkout -- data/checkpoints` or train it again with `sapcore train {name}`"
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing; {way_back}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise CheckpointError(f"{path} is truncated or altered: its sha256 is not the model card's; {way_back}")
+    model = ResNet20()
+    model.load_state_dict(safetensors.torch.load(content))
+    return model.eval().requires_grad_(False)
+
+
+@functools.cache
+def sha256(name: str) -> str:
+    """The checkpoint's sha256 as its card says: it is part of the key of every cell computed from it."""
+    return str(card(name)["sha256"])

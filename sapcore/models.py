@@ -1,0 +1,69 @@
+"""The networks of the paper. Both take pixels in 0-255 and normalize inside, so that an attack works in pixel units."""
+
+import torch
+from torch import Tensor, nn
+
+BATCH_NORM = {"eps": 2e-5, "momentum": 0.1}  # MXNet's momentum 0.9 keeps 0.9 of the old value; torch counts the new one
+
+
+class PreActivationUnit(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-conv plus a shortcut (He et al. 2016, "Identity mappings", Fig. 1b).
+
+    The first unit of each stage has a strided 1x1 convolution as its shortcut, taken after the
+    first ReLU; the others add their input unchanged.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, project: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels, **BATCH_NORM)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels, **BATCH_NORM)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if project else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu1(self.norm1(x))
+        residual = x if self.shortcut is None else self.shortcut(h)
+        h = self.relu2(self.norm2(self.conv1(h)))
+        return self.conv2(h) + residual
+
+
+class ResNet20(nn.Module):
+    """Pre-activation ResNet-20 with 19 ReLU maps (Sec. 4.1, the authors' notebook).
+
+    Filters 16/16/32/64, three stages of three units. A BatchNorm with its scale fixed at 1
+    normalizes the pixels. Input: float (N, 3, 32, 32) in 0-255; output: logits (N, classes).
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.norm_input = nn.BatchNorm2d(3, **BATCH_NORM)
+        self.norm_input.weight.requires_grad_(False)
+        self.conv_input = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        units: list[nn.Module] = []
+        in_channels = 16
+        for out_channels, first_stride in ((16, 1), (32, 2), (64, 2)):
+            for i in range(3):
+                units.append(PreActivationUnit(in_channels, out_channels, first_stride if i == 0 else 1, i == 0))
+                in_channels = out_channels
+        self.units = nn.Sequential(*units)
+        self.norm = nn.BatchNorm2d(64, **BATCH_NORM)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(64, classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.units(self.conv_input(self.norm_input(x)))
+        h = self.relu(self.norm(h))
+        return self.head(h.mean(dim=(2, 3)))
+
+
+def initialize(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw weights N(0, 2 / fan_in) in place ("Xavier gaussian, fan-in, magnitude 2"); biases 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

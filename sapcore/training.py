@@ -1,0 +1,207 @@
+"""One trainer for every network of Sec. 4.1: SGD with momentum and a stepwise learning rate, resumable after a kill.
+
+All randomness of an epoch comes from (seed, epoch), and the state is written whole after each epoch,
+so a run that was killed goes on to the same weights, bit for bit on a CPU with the same number of threads.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sapcore import checkpoints, data, provenance
+from sapcore.errors import SapcoreError
+from sapcore.models import ResNet20, initialize
+from sapcore.paths import STATE, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; written into its model card."""
+
+    dataset: str
+    schedule: tuple[tuple[int, float], ...]
+    """(epochs, learning rate), one after the other."""
+    batch_size: int = 512
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    """On weights and BatchNorm scales, as MXNet's SGD does; not on biases and shifts."""
+    pad: int = 4
+    """Random crops from images padded by this many pixels of value 127."""
+    mirror: bool = True
+    """Mirror images left to right with probability one half."""
+    seed: int = 0
+
+    @property
+    def epochs(self) -> int:
+        return sum(epochs for epochs, _ in self.schedule)
+
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        for epochs, rate in self.schedule:
+            if epoch < epochs:
+                return rate
+            epoch -= epochs
+        raise IndexError("the schedule is over")
+
+
+RECIPES = {
+    "resnet20-cifar10": Recipe("cifar10", schedule=((100, 0.5), (30, 0.05), (20, 0.005))),
+    "resnet20-digits": Recipe("digits", schedule=((10, 0.1), (4, 0.01)), batch_size=64, pad=2, mirror=False),
+}
+
+
+def train(
+    name: str,
+    recipe: Recipe | None = None,
+    device: str | None = None,
+    state_folder: Path = STATE,
+    progress: bool = True,
+) -> nn.Module:
+    """Train the network called `name`, or go on with it, and commit it to `data/checkpoints/`.
+
+    Raises `SapcoreError` for a name without a recipe, and for a state that another recipe left behind.
+    """
+    if recipe is None:
+        if name not in RECIPES:
+            raise SapcoreError(f"no recipe is named {name!r}; there are {', '.join(RECIPES)}")
+        recipe = RECIPES[name]
+    run = _Run(name, recipe, provenance.device(device), state_folder)
+    bar = tqdm(total=recipe.epochs, initial=run.epoch, desc=name, unit="epoch", disable=not progress)
+    with bar:
+        while run.epoch < recipe.epochs:
+            row = run.train_one_epoch()
+            bar.set_postfix(loss=f"{row['loss']:.3f}", lr=row["lr"], test=f"{run.last_accuracy():.2%}")
+            bar.update()
+    return run.finish()
+
+
+class _Run:
+    """The state of a training: network, momentum, epoch, history."""
+
+    def __init__(self, name: str, recipe: Recipe, device: torch.device, folder: Path) -> None:
+        self.name, self.recipe, self.device = name, recipe, device
+        self.path = folder / f"{name}.safetensors"
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.origins: list[dict[str, object]] = []
+        self.model = ResNet20()
+        initialize(self.model, torch.Generator().manual_seed(recipe.seed))
+        self.model.to(device)
+        decayed = {"params": [], "weight_decay": recipe.weight_decay}
+        others = {"params": [], "weight_decay": 0.0}
+        for key, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                (decayed if key.endswith("weight") else others)["params"].append(parameter)
+        self.optimizer = torch.optim.SGD([decayed, others], lr=0.0, momentum=recipe.momentum)
+        if self.path.exists():
+            self._resume()
+        origin = provenance.collect(device)
+        if origin not in self.origins:
+            self.origins.append(origin)
+        images, self.labels = (t.to(device) for t in data.load(recipe.dataset, "train"))
+        padding = (recipe.pad,) * 4
+        self.padded = F.pad(images, padding, value=127).permute(0, 2, 3, 1).contiguous()
+
+    def _resume(self) -> None:
+        content = self.path.read_bytes()
+        tensors = safetensors.torch.load(content)
+        header_length = int.from_bytes(content[:8], "little")
+        state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
+        if state["recipe"] != json.loads(json.dumps(dataclasses.asdict(self.recipe))):
+            raise SapcoreError(f"{self.path} is a training by another recipe; move it away or restore the recipe")
+        self.epoch, self.history, self.origins = state["epoch"], state["history"], state["origins"]
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        for key, parameter in self.model.named_parameters():
+            if f"momentum.{key}" in tensors:
+                momentum = tensors[f"momentum.{key}"].to(self.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+    def _save(self) -> None:
+        tensors = {f"model.{k}": v.cpu().contiguous() for k, v in self.model.state_dict().items()}
+        for key, parameter in self.model.named_parameters():
+            if parameter in self.optimizer.state:
+                tensors[f"momentum.{key}"] = self.optimizer.state[parameter]["momentum_buffer"].cpu().contiguous()
+        state = {"epoch": self.epoch, "history": self.history, "origins": self.origins}
+        state["recipe"] = dataclasses.asdict(self.recipe)
+        write_atomically(self.path, safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+
+    def train_one_epoch(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        recipe, device = self.recipe, self.device
+        rate = recipe.learning_rate(self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        generator = torch.Generator().manual_seed((recipe.seed << 20) + 1 + self.epoch)
+        order = torch.randperm(len(self.labels), generator=generator)
+        self.model.train()
+        total_loss = torch.zeros((), device=device)
+        for chosen in order.split(recipe.batch_size):
+            x = self._augment(chosen, generator)
+            y = self.labels[chosen.to(device)]
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                logits = self.model(x)
+            loss = F.cross_entropy(logits.float(), y)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total_loss += loss.detach() * len(chosen)
+        self.epoch += 1
+        row = {"epoch": self.epoch, "lr": rate, "loss": round(total_loss.item() / len(self.labels), 5)}
+        if self.epoch % 10 == 0 or self.epoch == recipe.epochs:
+            row["test_accuracy"] = self._test_accuracy()
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        self.history.append(row)
+        self._save()
+        return row
+
+    def _augment(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch of randomly cropped and mirrored images, float (n, 3, 32, 32) in 0-255, channels last."""
+        n, recipe = len(chosen), self.recipe
+        top, left = torch.randint(0, 2 * recipe.pad + 1, (2, n, 1), generator=generator)
+        rows = top + torch.arange(32)
+        columns = left + torch.arange(32)
+        if recipe.mirror:
+            mirrored = torch.randint(0, 2, (n, 1), generator=generator, dtype=torch.bool)
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        index = (chosen[:, None, None], rows[:, :, None], columns[:, None, :])
+        crops = self.padded[tuple(i.to(self.device) for i in index)]
+        return crops.permute(0, 3, 1, 2).float()
+
+    @torch.no_grad()
+    def _test_accuracy(self) -> float:
+        """Accuracy in float32 on the whole test set."""
+        self.model.eval()
+        images, labels = data.load(self.recipe.dataset, "test")
+        correct = 0
+        for x, y in zip(images.split(1000), labels.split(1000), strict=True):
+            x = x.to(self.device, memory_format=torch.channels_last).float()
+            correct += int((self.model(x).argmax(1).cpu() == y).sum())
+        return correct / len(labels)
+
+    def last_accuracy(self) -> float:
+        return next((row["test_accuracy"] for row in reversed(self.history) if "test_accuracy" in row), float("nan"))
+
+    def finish(self) -> nn.Module:
+        """Write the checkpoint with its model card and remove the half-finished state."""
+        model = self.model.cpu().eval().requires_grad_(False)
+        card = {
+            "architecture": "ResNet20",
+            "recipe": dataclasses.asdict(self.recipe),
+            "test_accuracy": self.last_accuracy(),
+            "test_images": len(data.load(self.recipe.dataset, "test")[1]),
+            "training_precision": "bfloat16 autocast",
+            "seconds": round(sum(row["seconds"] for row in self.history), 1),
+            "provenance": self.origins,
+            "history": self.history,
+        }
+        checkpoints.save(model, self.name, card)
+        self.path.unlink(missing_ok=True)
+        return model
