@@ -1,6 +1,5 @@
 """Trained weights: safetensors (no code runs on loading), each with a JSON model card that holds its sha256."""
 
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -60,7 +59,6 @@ def load(name: str) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-@functools.cache
 def sha256(name: str) -> str:
     """The checkpoint's sha256 as its card says: it is part of the key of every cell computed from it."""
     return str(card(name)["sha256"])

@@ -76,8 +76,6 @@ def _digits(split: str) -> tuple[Tensor, Tensor]:
     small = torch.from_numpy(bunch.images * (255.0 / 16.0)).float()[:, None]
     large = torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
     images = large.round().to(torch.uint8).expand(-1, 3, -1, -1)
-    train, test = train_test_split(
-        np.arange(len(images)), test_size=500, random_state=0, stratify=bunch.target
-    )
+    train, test = train_test_split(np.arange(len(images)), test_size=500, random_state=0, stratify=bunch.target)
     chosen = train if split == "train" else test
     return images[chosen].contiguous(), torch.from_numpy(bunch.target[chosen]).long()

@@ -3,7 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-BATCH_NORM = {"eps": 2e-5, "momentum": 0.1}  # MXNet's momentum 0.9 keeps 0.9 of the old value; torch counts the new one
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """BatchNorm as in the authors' notebook. MXNet's momentum 0.9 is the share of the old value, torch's of the new."""
+    return nn.BatchNorm2d(channels, eps=2e-5, momentum=0.1)
+
+
+def channels_last(model: nn.Module) -> None:
+    """Lay the convolutions' weights out as the fast kernels want them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 class PreActivationUnit(nn.Module):
@@ -15,10 +25,10 @@ class PreActivationUnit(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, project: bool) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels, **BATCH_NORM)
+        self.norm1 = batch_norm(in_channels)
         self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels, **BATCH_NORM)
+        self.norm2 = batch_norm(out_channels)
         self.relu2 = nn.ReLU()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if project else None
@@ -39,7 +49,7 @@ class ResNet20(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        self.norm_input = nn.BatchNorm2d(3, **BATCH_NORM)
+        self.norm_input = batch_norm(3)
         self.norm_input.weight.requires_grad_(False)
         self.conv_input = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         units: list[nn.Module] = []
@@ -49,10 +59,10 @@ class ResNet20(nn.Module):
                 units.append(PreActivationUnit(in_channels, out_channels, first_stride if i == 0 else 1, i == 0))
                 in_channels = out_channels
         self.units = nn.Sequential(*units)
-        self.norm = nn.BatchNorm2d(64, **BATCH_NORM)
+        self.norm = batch_norm(64)
         self.relu = nn.ReLU()
         self.head = nn.Linear(64, classes)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.units(self.conv_input(self.norm_input(x)))

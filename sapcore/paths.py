@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "data" / "results"
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 STATE = ROOT / ".state"  # half-finished trainings; ignored by git
 
@@ -13,6 +12,12 @@ def data_root() -> Path:
     """The folder that holds `cifar-10-batches-py`: $SAPCORE_DATA if set, else `data/`."""
     value = os.environ.get("SAPCORE_DATA")
     return Path(value).expanduser().resolve() if value else ROOT / "data"
+
+
+def results_root() -> Path:
+    """The folder of the store: $SAPCORE_RESULTS if set, else `data/results`."""
+    value = os.environ.get("SAPCORE_RESULTS")
+    return Path(value).expanduser().resolve() if value else ROOT / "data" / "results"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

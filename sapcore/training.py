@@ -95,12 +95,12 @@ class _Run:
         self.model = ResNet20()
         initialize(self.model, torch.Generator().manual_seed(recipe.seed))
         self.model.to(device)
-        decayed = {"params": [], "weight_decay": recipe.weight_decay}
-        others = {"params": [], "weight_decay": 0.0}
-        for key, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                (decayed if key.endswith("weight") else others)["params"].append(parameter)
-        self.optimizer = torch.optim.SGD([decayed, others], lr=0.0, momentum=recipe.momentum)
+        trained = [(key, p) for key, p in self.model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for key, p in trained if key.endswith("weight")], "weight_decay": recipe.weight_decay},
+            {"params": [p for key, p in trained if not key.endswith("weight")], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum)
         if self.path.exists():
             self._resume()
         origin = provenance.collect(device)

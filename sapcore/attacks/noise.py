@@ -1,0 +1,21 @@
+"""Random noise of the size of an attack: what a perturbation does that knows nothing of the network (Fig. 1a)."""
+
+import torch
+from torch import Tensor
+
+from sapcore.attacks.steps import check_eps
+from sapcore.evaluation import as_pixels
+from sapcore.noise import stream, words
+
+
+def noise(x: Tensor, eps: float, seed: int = 0, ids: Tensor | None = None) -> Tensor:
+    """clip(x + eps s) with each s = +1 or -1 at random (Sec. 4.1, Fig. 1a).
+
+    x: (N, ...) in 0-255; eps: pixel units; ids: int64 (N,), default 0..N-1. Returns float32, shaped as x.
+    The signs depend on (seed, id, pixel) alone.
+    """
+    eps = check_eps(eps)
+    ids = torch.arange(len(x)) if ids is None else ids
+    word = words(stream(seed, "noise"), ids, torch.zeros_like(ids), 0, x[0].numel())
+    sign = ((word & 1) * 2 - 1).reshape(x.shape).to(x.device)
+    return torch.clamp(as_pixels(x, x.device) + eps * sign, 0, 255)

@@ -1,0 +1,44 @@
+"""What every attack shares: checks of its arguments, batches, and the projection onto what is allowed."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sapcore.errors import SapcoreError
+from sapcore.evaluation import as_pixels, batches, device_of, require_eval_mode
+
+
+def check_eps(eps: float) -> float:
+    """eps in pixel units: a finite number of 0 or more."""
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
+        raise SapcoreError(f"eps is {eps!r}, but must be a number of 0 or more, in pixel units (0-255), such as 4")
+    return float(eps)
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Back into the l-infinity ball of radius eps round x and into [0, 255]."""
+    return torch.clamp(torch.clamp(x_adv, x - eps, x + eps), 0, 255)
+
+
+def in_batches(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor | None,
+    batch_size: int,
+    attack: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Run `attack(x, y, ids)` on batches of pixels in 0-255; returns float32 on the device of x."""
+    require_eval_mode(model)
+    if len(x) != len(y):
+        raise SapcoreError(f"there are {len(x)} images but {len(y)} labels")
+    if len(x) and (float(x.min()) < 0 or float(x.max()) > 255):
+        raise SapcoreError(f"pixels lie in [{float(x.min()):g}, {float(x.max()):g}], but must lie in [0, 255]")
+    device = device_of(model)
+    done = [
+        attack(as_pixels(x[rows], device), y[rows].to(device), names).to(x.device)
+        for rows, names in batches(len(x), ids, batch_size)
+    ]
+    return torch.cat(done) if done else x.float()

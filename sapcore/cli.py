@@ -1,0 +1,128 @@
+"""The command line: `sapcore data`, `train`, `run`, `status`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from sapcore import checkpoints, data, experiments, results, runner, training
+from sapcore.errors import SapcoreError
+from sapcore.paths import data_root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.command(parsed))
+    except SapcoreError as error:
+        print(f"sapcore: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nsapcore: stopped; what is finished is stored, and the same command goes on from there", file=sys.stderr
+        )
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sapcore", description="Replicate Stochastic Activation Pruning.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    add = commands.add_parser("data", help="check or download CIFAR-10", description=_data.__doc__)
+    add.set_defaults(command=_data)
+
+    add = commands.add_parser("train", help="train a network, or go on with it", description=_train.__doc__)
+    add.add_argument("name", help=f"one of {', '.join(training.RECIPES)}")
+    add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+    add.set_defaults(command=_train)
+
+    for name, command, text in (
+        ("run", _run, "compute the cells that are missing"),
+        ("status", _status, "list the cells: wanted, present, stale"),
+    ):
+        add = commands.add_parser(name, help=text, description=command.__doc__)
+        add.add_argument("figures", nargs="*", metavar="FIGURE", help=f"{', '.join(experiments.FIGURES)}; default all")
+        add.add_argument("--dataset", default="cifar10", help=" or ".join(data.DATASETS))
+        add.add_argument("--eps", type=float, nargs="+", help="perturbations in pixel units, 0-255")
+        add.add_argument("--examples", type=int, help="test images per cell")
+        add.add_argument("--passes", type=int, help="Monte Carlo passes of gradient and output")
+        add.add_argument("--seed", type=int, default=0)
+        if name == "run":
+            add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+        else:
+            add.add_argument("--json", action="store_true", help="print every cell as JSON")
+        add.set_defaults(command=command)
+    return parser
+
+
+def _data(_: argparse.Namespace) -> int:
+    """Check that CIFAR-10 is on disk with torchvision's checksums; download it if it is not."""
+    for split in data.SPLITS:
+        images, _labels = data.load("cifar10", split)
+        print(f"cifar10 {split}: {len(images)} images under {data_root()}")
+    return 0
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    """Train a network by its recipe. Can be stopped at any moment and goes on from the last epoch."""
+    training.train(parsed.name, device=parsed.device)
+    print(f"{parsed.name}: {checkpoints.card(parsed.name)['test_accuracy']:.2%} of the test images are right")
+    return 0
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """Compute the missing cells of the figures. Can be stopped at any moment; finished cells are kept."""
+    failed = runner.run(_wanted(parsed), device=parsed.device)
+    for figure in parsed.figures or experiments.FIGURES:
+        print(f"\n{figure}")
+        _print_table(figure, parsed)
+    return 1 if failed else 0
+
+
+def _print_table(figure: str, parsed: argparse.Namespace) -> None:
+    frame = experiments.stored(figure, _settings(parsed))
+    if frame.empty:
+        print("  nothing in the store yet")
+        return
+    percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1))
+    print(percent.pivot(index="series", columns="eps", values="accuracy").reindex(frame["series"].unique()).to_string())
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    """Count each figure's cells: wanted, present, stale, damaged, missing. The exit code is 1 if any is not present."""
+    report = {}
+    for figure in parsed.figures or experiments.FIGURES:
+        listed = experiments.cells(figure, _settings(parsed))
+        report[figure] = [
+            {"cell": cell.label, "key": cell.key, "state": found, "why": why, "spec": dataclasses.asdict(cell)}
+            for cell in listed
+            for found, why in [results.state(cell)]
+        ]
+    if parsed.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print(f"{'figure':8}{'wanted':>8}{'present':>9}{'stale':>7}{'damaged':>9}{'missing':>9}")
+        for figure, rows in report.items():
+            count = {
+                name: sum(row["state"] == name for row in rows) for name in ("present", "stale", "damaged", "missing")
+            }
+            print(
+                f"{figure:8}{len(rows):8}{count['present']:9}{count['stale']:7}{count['damaged']:9}{count['missing']:9}"
+            )
+            for row in rows:
+                if row["why"]:
+                    print(f"  {row['cell']}: {row['state']}, {row['why']}")
+    return 0 if all(row["state"] == "present" for rows in report.values() for row in rows) else 1
+
+
+def _settings(parsed: argparse.Namespace) -> experiments.Settings:
+    return experiments.settings(parsed.dataset, parsed.eps, parsed.examples, parsed.passes, parsed.seed)
+
+
+def _wanted(parsed: argparse.Namespace) -> list[results.Cell]:
+    wanted: dict[results.Cell, None] = {}
+    for figure in parsed.figures or experiments.FIGURES:
+        wanted |= dict.fromkeys(experiments.cells(figure, _settings(parsed)))
+    return list(wanted)

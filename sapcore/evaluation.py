@@ -1,0 +1,123 @@
+"""Accuracy of a network, noisy or not: the mean softmax over fresh passes, with a Wilson interval (Sec. 4)."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from sapcore.errors import SapcoreError
+from sapcore.noise import NoisyModel
+
+PRECISIONS = ("float32", "bfloat16")
+BATCH_SIZE = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """How many of the images a network gets right, with a 95 % Wilson interval."""
+
+    correct: int
+    images: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.images
+
+
+def accuracy(probabilities: Tensor, labels: Tensor) -> Accuracy:
+    """Accuracy of argmax predictions. probabilities: (N, classes); labels: int64 (N,)."""
+    correct = int((probabilities.argmax(1).cpu() == labels.cpu()).sum())
+    interval = binomtest(correct, len(labels)).proportion_ci(0.95, method="wilson")
+    return Accuracy(correct, len(labels), float(interval.low), float(interval.high))
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    x: Tensor,
+    passes: int = 100,
+    seed: int = 1,
+    ids: Tensor | None = None,
+    batch_size: int = BATCH_SIZE,
+    precision: str = "float32",
+) -> Tensor:
+    """Mean softmax over `passes` fresh noisy passes, float64 (N, classes).
+
+    x: (N, 3, 32, 32), uint8 or float in 0-255; ids: int64 (N,), names of the examples, default 0..N-1.
+    A deterministic network is run once. At most `batch_size` rows are in memory at a time; the result
+    does not depend on it but for float rounding.
+    """
+    require_eval_mode(model)
+    device = device_of(model)
+    outputs = []
+    for rows, names in batches(len(x), ids, batch_size):
+        images = as_pixels(x[rows], device)
+        total = torch.zeros((), device=device, dtype=torch.float64)
+        for _, logits in noisy_passes(model, images, names, seed, range(passes), batch_size, precision):
+            total = total + logits.double().softmax(-1).sum(0)
+        outputs.append((total / count_passes(model, passes)).cpu())
+    return torch.cat(outputs)
+
+
+def noisy_passes(
+    model: nn.Module, x: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Run `model` on x (n, ...) once per pass; yields (first pass, logits (g, n, classes)) for g passes at once."""
+    if not isinstance(model, NoisyModel):
+        with autocast(precision, x.device):
+            yield passes.start, model(x)[None].float()
+        return
+    n = len(x)
+    group = max(1, batch_size // n)
+    for start in range(passes.start, passes.stop, group):
+        numbers = torch.arange(start, min(start + group, passes.stop))
+        g = len(numbers)
+        repeated = x.repeat(g, *([1] * (x.dim() - 1))) if g > 1 else x
+        with autocast(precision, x.device):
+            logits = model(repeated, seed=seed, ids=ids.repeat(g), passes=numbers.repeat_interleave(n))
+        yield start, logits.float().reshape(g, n, -1)
+
+
+def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of at most `batch_size` of n examples, each with the names of its examples."""
+    ids = torch.arange(n) if ids is None else ids
+    for start in range(0, n, batch_size):
+        rows = slice(start, min(start + batch_size, n))
+        yield rows, ids[rows]
+
+
+def count_passes(model: nn.Module, passes: int) -> int:
+    """The passes that are run: `passes` on a noisy network, one on a deterministic one."""
+    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+        raise SapcoreError(f"passes is {passes!r}, but must be a whole number of 1 or more")
+    return passes if isinstance(model, NoisyModel) else 1
+
+
+def require_eval_mode(model: nn.Module) -> None:
+    """Stop if BatchNorm or Dropout would behave as in training: such numbers would mean something else."""
+    if any(module.training for module in model.modules()):
+        raise SapcoreError("the network is in training mode; call model.eval() first (SAP's noise stays on)")
+
+
+def as_pixels(x: Tensor, device: torch.device) -> Tensor:
+    """Images as floats on the device, channels_last if 4-D."""
+    x = x.to(device).float() if not x.is_floating_point() else x.to(device)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network's parameters lie."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The arithmetic of convolutions and products: float32 as it is, or bfloat16 by autocast."""
+    if precision not in PRECISIONS:
+        raise SapcoreError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,0 +1,118 @@
+"""Random numbers as a function of what they are for, and the wrapper that hands them to a noisy network.
+
+Every random number is Philox4x32-10 (Salmon et al. 2011) of a counter that names its use: the seed is
+the key; the counter holds (unit, image, pass, layer and purpose). So a number depends on nothing else:
+not on the batch size, the chunking, the memory layout, the number of workers or any global state.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sapcore.errors import SapcoreError
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+LOW = 0xFFFFFFFF
+
+
+def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four independent 32-bit words per counter.
+
+    `counter` holds four and `key` two int64 tensors (or ints) in 0..2**32-1 that broadcast together.
+    """
+    c0, c1, c2, c3 = (torch.as_tensor(c) for c in torch.broadcast_tensors(*map(_tensor_like(counter), counter)))
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        high0, low0 = _multiply(c0, MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + KEY_STEPS[0]) & LOW, (k1 + KEY_STEPS[1]) & LOW
+    return c0, c1, c2, c3
+
+
+def _tensor_like(counter: Sequence[Tensor | int]) -> Callable[[Tensor | int], Tensor]:
+    device = next((c.device for c in counter if isinstance(c, Tensor)), torch.device("cpu"))
+    return lambda c: c if isinstance(c, Tensor) else torch.tensor(c, dtype=torch.int64, device=device)
+
+
+def _multiply(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """High and low word of a 32 x 32 bit product; int64 wraps round, which leaves both words right."""
+    product = x * factor
+    return (product >> 32) & LOW, product & LOW
+
+
+def split_seed(seed: int) -> tuple[int, int]:
+    """The two key words of a seed in 0..2**64-1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise SapcoreError(f"seed is {seed!r}, but must be a whole number from 0 to 2**64 - 1")
+    return seed & LOW, seed >> 32
+
+
+def stream(seed: int, name: str) -> int:
+    """The seed of a stream of its own ("attack", "evaluation", ...), derived from one seed."""
+    split_seed(seed)
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
+
+
+def words(seed: int, ids: Tensor, passes: Tensor, layer: int, count: int, purpose: int = 0, attempt: int = 0) -> Tensor:
+    """32-bit random words for `count` units of each example, int64 (N, count) in 0..2**32-1.
+
+    Unit j takes word j // ceil(count/4) of counter j % ceil(count/4), so that a vector unit fills
+    four contiguous runs at once.
+    """
+    quarter = -(-count // 4)
+    block = torch.arange(quarter, device=ids.device)[None, :]
+    counter = (block, (ids & LOW)[:, None], (passes & LOW)[:, None], layer | purpose << 16 | attempt << 24)
+    return torch.cat(philox(counter, split_seed(seed)), dim=1)[:, :count]
+
+
+def uniform(seed: int, ids: Tensor, passes: Tensor, layer: int, count: int, purpose: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1), float64 (N, count)."""
+    return (words(seed, ids, passes, layer, count, purpose).double() + 0.5) * 2.0**-32
+
+
+class Noise:
+    """Which random numbers the layers of a network draw now: shared by them, set by `NoisyModel.forward`."""
+
+    def __init__(self) -> None:
+        self.seed = 0
+        self.ids: Tensor | None = None
+        self.passes: Tensor | None = None
+        self.layer = 0
+
+    def next_layer(self) -> int:
+        """The place of the calling layer in this forward pass; a module that is used twice gets two."""
+        self.layer += 1
+        return self.layer - 1
+
+
+class NoisyModel(nn.Module):
+    """A network with noise inside, whose every output is a function of (input, seed, ids, passes).
+
+    `noise` is the object that the noisy layers of `model` share. The noise does not look at
+    `.training`: it is always on.
+    """
+
+    def __init__(self, model: nn.Module, noise: Noise, description: dict[str, object]) -> None:
+        super().__init__()
+        self.model, self.noise, self.description = model, noise, description
+        self.training = model.training
+
+    def forward(self, x: Tensor, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
+        """One noisy pass per row.
+
+        x: (N, ...); ids: int64 (N,) names the examples, default 0..N-1; passes: the number of the
+        pass, one for all rows or int64 (N,). Calling again with the same arguments gives the same output.
+        """
+        split_seed(seed)
+        self.noise.seed = seed
+        self.noise.ids = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
+        self.noise.passes = torch.as_tensor(passes).expand(len(x))
+        if self.noise.ids.shape != (len(x),):
+            raise SapcoreError(f"ids has shape {tuple(self.noise.ids.shape)}, but must be ({len(x)},), one per example")
+        self.noise.layer = 0
+        return self.model(x)

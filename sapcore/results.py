@@ -1,0 +1,121 @@
+"""The store: one JSON file per cell under `data/results/`, keyed by its whole spec, with its provenance."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sapcore.paths import results_root, write_atomically
+
+VERSION = 1
+"""Counted up when a change of the code changes what a spec means; cells of another version are stale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Defence:
+    """What is done to the pretrained network."""
+
+    kind: str = "dense"
+    """`dense` (nothing) or `sap`."""
+    percent: float | None = None
+    """SAP's k: draws in percent of a map's units."""
+
+    @property
+    def label(self) -> str:
+        return "dense" if self.kind == "dense" else f"SAP-{self.percent:g}"
+
+    @property
+    def noisy(self) -> bool:
+        return self.kind != "dense"
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """What is done to the images."""
+
+    kind: str = "none"
+    """`none`, `noise`, `fgsm` or `iterative`."""
+    eps: float = 0
+    """Perturbation in pixel units (0-255)."""
+    source: Defence | None = None
+    """The network whose gradient is followed."""
+    estimator: str = ""
+    passes: int = 0
+    """Monte Carlo passes per gradient; 1 on the dense network."""
+    step: float = 0
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One number of the book: the accuracy of a defended network under an attack. Its spec is its key."""
+
+    dataset: str
+    checkpoint: str
+    checkpoint_sha256: str
+    defence: Defence
+    attack: Attack
+    examples: int
+    """The first so many test images."""
+    passes: int
+    """Passes per output; 1 on the dense network."""
+    seed: int
+    precision: str
+    version: int = VERSION
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The cell as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """A readable name, such as `SAP-100 fgsm eps 4`; not unique."""
+        attack, source = self.attack, self.attack.source
+        versus = f" from {source.label}" if source and source != self.defence else ""
+        return f"{self.defence.label} {attack.kind}{versus}" + (f" eps {attack.eps:g}" if attack.eps else "")
+
+    @property
+    def path(self) -> Path:
+        """Where the cell lies: `cifar10/sap-100-fgsm-eps-4-<key>.json`."""
+        slug = self.label.lower().replace(" ", "-")
+        return results_root() / self.dataset / f"{slug}-{self.key}.json"
+
+
+def write(cell: Cell, result: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """Store a cell, whole or not at all."""
+    content = {"spec": cell.spec, "result": result, "provenance": provenance}
+    write_atomically(cell.path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read(cell: Cell) -> dict[str, Any] | None:
+    """The stored `{"spec", "result", "provenance"}` of a cell; None if it is missing or its file is damaged."""
+    try:
+        content = json.loads(cell.path.read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(content, dict) and content.get("spec") == cell.spec
+    return content if whole and {"result", "provenance"} <= content.keys() else None
+
+
+def state(cell: Cell) -> tuple[str, str]:
+    """`("present", "")`, `("stale", why)`, `("damaged", why)` or `("missing", "")`."""
+    if read(cell) is not None:
+        return "present", ""
+    if cell.path.exists():
+        return "damaged", f"{cell.path.name} is not a whole result file; the next run writes it anew"
+    for path in cell.path.parent.glob(f"{cell.path.name.rsplit('-', 1)[0]}-*.json"):
+        try:
+            other = json.loads(path.read_text())["spec"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        changed = [name for name, value in cell.spec.items() if other.get(name) != value]
+        if changed and set(changed) <= {"checkpoint_sha256", "version"}:
+            return "stale", " and ".join({"checkpoint_sha256": "the checkpoint", "version": "the code's version"}[c]
+                                         for c in changed) + " changed since it was computed"  # fmt: skip
+    return "missing", ""

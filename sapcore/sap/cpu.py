@@ -1,0 +1,379 @@
+"""SAP's fused CPU kernel: `reference.sample` and its scaling in short loops over each map, rows in parallel.
+
+The loops are written so that LLVM turns each into vector instructions: no branches, 32-bit words, and
+logarithms and exponentials as polynomials. Integer sums (fixed point) make the result independent of
+the order of additions. Rows of float32 or bfloat16 units in channels_last order come in, go out, and
+nothing else touches memory but two scratch rows that stay in the cache.
+"""
+
+import math
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from numba.extending import intrinsic
+from torch import Tensor
+
+from sapcore.errors import SapcoreError
+from sapcore.noise import split_seed
+from sapcore.sap.reference import (
+    FIRST_ARRIVALS,
+    LARGEST_MAP,
+    MARGIN,
+    MISSING,
+    REPEATS,
+    WEIGHT_BITS,
+    from_units,
+    to_units,
+)
+
+f32, i32, u32, i64, u64 = np.float32, np.int32, np.uint32, np.int64, np.uint64
+
+LOW = u64(0xFFFFFFFF)
+M0, M1 = u64(0xD2511F53), u64(0xCD9E8D57)
+W0, W1 = u64(0x9E3779B9), u64(0xBB67AE85)
+S32 = u64(32)
+
+BLOCK = 64  # units per partial sum, for finding a missing draw's unit
+CHUNK = 512  # counters whose random words are made at once
+TWO_32, TWO_M32 = f32(2.0**32), f32(2.0**-32)
+LN2 = f32(math.log(2))
+SQRT_HALF_BITS = 0x3F3504F3
+EXPONENT_BITS = 0x7F800000
+FAST = {"error_model": "numpy", "fastmath": {"contract"}}  # allow fused multiply-add, nothing else
+
+
+@intrinsic
+def _as_int(typingctx, x):
+    """The bits of a float32 as int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(numba.int32))
+
+    return numba.int32(numba.float32), codegen
+
+
+@intrinsic
+def _as_float(typingctx, x):
+    """The float32 with these bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(numba.float32))
+
+    return numba.float32(numba.int32), codegen
+
+
+@njit(inline="always", **FAST)
+def _philox(c0, c1, c2, c3, k0, k1):
+    for _ in range(10):
+        p0 = (c0 & LOW) * M0
+        p1 = (c2 & LOW) * M1
+        c0 = (p1 >> S32) ^ c1 ^ k0
+        c1 = p1 & LOW
+        c2 = (p0 >> S32) ^ c3 ^ k1
+        c3 = p0 & LOW
+        k0 = (k0 + W0) & LOW
+        k1 = (k1 + W1) & LOW
+    return c0, c1, c2, c3
+
+
+@njit(inline="always", **FAST)
+def _log_of_complement(v, w):
+    """log(w) where w = 1 - v, both float32 in [0, 1] and each as precise as it can be; about 1 ulp."""
+    bits = _as_int(w)
+    exponent = i32(i32(bits - i32(SQRT_HALF_BITS)) >> i32(23))
+    mantissa = _as_float(i32(bits - i32(exponent << i32(23))))
+    f = -v if exponent == i32(0) else mantissa - f32(1.0)
+    y = f32(7.0376836292e-2)
+    y = y * f - f32(1.1514610310e-1)
+    y = y * f + f32(1.1676998740e-1)
+    y = y * f - f32(1.2420140846e-1)
+    y = y * f + f32(1.4249322787e-1)
+    y = y * f - f32(1.6668057665e-1)
+    y = y * f + f32(2.0000714765e-1)
+    y = y * f - f32(2.4999993993e-1)
+    y = y * f + f32(3.3333331174e-1)
+    square = f * f
+    return f32(exponent) * LN2 + (f - f32(0.5) * square + y * square * f)
+
+
+@njit(inline="always", **FAST)
+def _one_minus_exp(t):
+    """1 - exp(t) for t <= 0, without cancellation near 0."""
+    t = max(t, f32(-80.0))
+    n = i32(t * f32(1.4426950408889634) - f32(0.5))
+    f = t - f32(n) * LN2
+    y = f32(1.9875691500e-4)
+    y = y * f + f32(1.3981999507e-3)
+    y = y * f + f32(8.3334519073e-3)
+    y = y * f + f32(4.1665795894e-2)
+    y = y * f + f32(1.6666665459e-1)
+    y = y * f + f32(5.0000001201e-1)
+    expm1 = y * f * f + f
+    power = _as_float(i32(i32(n + i32(127)) << i32(23)))
+    return (f32(1.0) - power) - power * expm1
+
+
+@njit(inline="always", **FAST)
+def _load_bfloat16(x):
+    return _as_float(i32(u32(x) << u32(16)))
+
+
+@njit(inline="always", **FAST)
+def _store_bfloat16(x):
+    bits = u32(_as_int(x))
+    return np.uint16((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16))
+
+
+@njit(**FAST)
+def _fill_words(words, start, count, c1, c2, c3, k0, k1):
+    """The four words of counters start..start+count-1, each word a contiguous run."""
+    w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+    for i in range(count):
+        a, b, c, d = _philox(u64(start + i), c1, c2, c3, k0, k1)
+        w0[i] = u32(a)
+        w1[i] = u32(b)
+        w2[i] = u32(c)
+        w3[i] = u32(d)
+
+
+@njit(**FAST)
+def _time_since_arrival(words, magnitude, rate, since):
+    """How long before m each unit first arrived, times its rate; 0 if it did not."""
+    for i in range(len(since)):
+        v = (f32(words[i]) + f32(0.5)) * TWO_M32
+        w = (f32(u32(~words[i])) + f32(0.5)) * TWO_M32
+        since[i] = max(magnitude[i] * rate + _log_of_complement(v, w), f32(0.0))
+
+
+@njit(**FAST)
+def _count_arrivals(since, keep):
+    """Mark the units that arrived; return their number and the mean number of repeats, times 2**32."""
+    count = 0
+    excess = i64(0)
+    for i in range(len(since)):
+        keep[i] = since[i] > f32(0.0)
+        count += since[i] > f32(0.0)
+        excess += i64(since[i] * TWO_32)
+    return count, excess
+
+
+@njit(**FAST)
+def _poisson(mean, c1, c2, c3, k0, k1):
+    """`reference._poisson` for one row."""
+    if mean < 10.0:
+        w, _, _, _ = _philox(u64(0), c1, c2, c3, k0, k1)
+        u = (float(w) + 0.5) * 2.0**-32
+        term = math.exp(-mean)
+        cumulated = term
+        k = 0
+        while u >= cumulated and k < 63:
+            k += 1
+            term = term * mean / k
+            cumulated += term
+        return k
+    b = 0.931 + 2.53 * math.sqrt(mean)
+    a = -0.059 + 0.02483 * b
+    inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+    v_r = 0.9277 - 3.6224 / (b - 2)
+    trial = 0
+    while True:
+        w, x, _, _ = _philox(u64(trial), c1, c2, c3, k0, k1)
+        trial += 1
+        centred = (float(w) + 0.5) * 2.0**-32 - 0.5
+        v = (float(x) + 0.5) * 2.0**-32
+        us = 0.5 - abs(centred)
+        k = math.floor((2 * a / us + b) * centred + mean + 0.43)
+        if us >= 0.07 and v <= v_r:
+            return int(k)
+        if k < 0 or (us < 0.013 and v > us):
+            continue
+        bound = k * math.log(mean) - mean - math.lgamma(k + 1)
+        if math.log(v) + math.log(inverse_alpha) - math.log(a / (us * us) + b) <= bound:
+            return int(k)
+
+
+@njit(**FAST)
+def _largest(magnitude):
+    """The largest magnitude's bits; nan and inf come out as EXPONENT_BITS or above."""
+    bits = i32(0)
+    for i in range(len(magnitude)):
+        bits = max(bits, _as_int(magnitude[i]))
+    return bits
+
+
+@njit(**FAST)
+def _block_weight(magnitude, power):
+    total = i64(0)
+    for i in range(len(magnitude)):
+        total += i64(magnitude[i] * power)
+    return total
+
+
+@njit(**FAST)
+def _draw_missing(missing, magnitude, power, bound, keep, c1, c2, c3, k0, k1):
+    """Make the missing draws one by one: find a block of units by bisection, then the unit by adding up."""
+    total = bound[len(bound) - 1]
+    for t in range(missing):
+        if t % 2 == 0:
+            w0, w1, w2, w3 = _philox(u64(t >> 1), c1, c2, c3, k0, k1)
+        high, low = (w0, w1) if t % 2 == 0 else (w2, w3)
+        u = (float(high >> u64(5)) * 2.0**26 + float(low >> u64(6))) * 2.0**-53
+        target = min(i64(u * float(total)), total - 1)
+        block = np.searchsorted(bound, target, side="right")
+        reached = bound[block - 1] if block > 0 else i64(0)
+        unit = block * BLOCK
+        while True:
+            reached += i64(magnitude[unit] * power)
+            if reached > target:
+                break
+            unit += 1
+        keep[unit] = True
+
+
+@njit(**FAST)
+def _scale_row(h, magnitude, keep, inverse_l1, r, out, factor):
+    for i in range(len(h)):
+        p = magnitude[i] * inverse_l1
+        p = min(p, f32(1.0))
+        kept_probability = _one_minus_exp(f32(r) * _log_of_complement(p, f32(1.0) - p))
+        s = f32(1.0) / kept_probability
+        s = s if keep[i] else f32(0.0)
+        factor[i] = s
+        out[i] = h[i] * s
+
+
+@njit(**FAST)
+def _sap_row(h, r, magnitude, keep, words, bound, c1, c2, layer, k0, k1):
+    """Choose one row's kept units into `keep`; return 1 / sum |h|, 0 for a map of zeros, -1 for nan or inf."""
+    a = len(h)
+    for i in range(a):
+        magnitude[i] = abs(h[i])
+    bits = _largest(magnitude)
+    if bits >= i32(EXPONENT_BITS):
+        return f32(-1.0)
+    if bits == 0 or r == 0:
+        keep[:] = False
+        return f32(0.0)
+    exponent = math.frexp(_as_float(bits))[1]
+    power = f32(math.ldexp(1.0, WEIGHT_BITS - exponent))
+    total = i64(0)
+    for b in range(len(bound)):
+        total += _block_weight(magnitude[b * BLOCK : min(a, (b + 1) * BLOCK)], power)
+        bound[b] = total
+    l1 = math.ldexp(float(total), exponent - WEIGHT_BITS)
+    m = max(0.0, r - MARGIN * math.sqrt(r))
+    rate = f32(m / l1)
+    quarter = (a + 3) // 4
+    since = np.empty(CHUNK, dtype=np.float32)
+    attempt = 0
+    while True:
+        tag = u64(layer | attempt << 24)
+        count = 0
+        excess = i64(0)
+        for start in range(0, quarter, CHUNK):
+            length = min(CHUNK, quarter - start)
+            _fill_words(words, start, length, c1, c2, tag | u64(FIRST_ARRIVALS << 16), k0, k1)
+            for w in range(4):
+                low = min(a, w * quarter + start)
+                high = min(a, min((w + 1) * quarter, w * quarter + start + length))
+                _time_since_arrival(words[w], magnitude[low:high], rate, since[: max(0, high - low)])
+                n, e = _count_arrivals(since[: max(0, high - low)], keep[low:high])
+                count += n
+                excess += e
+        arrived = count + _poisson(float(excess) * 2.0**-32, c1, c2, tag | u64(REPEATS << 16), k0, k1)
+        if arrived <= r:
+            break
+        attempt += 1
+    _draw_missing(r - arrived, magnitude, power, bound, keep, c1, c2, u64(layer | MISSING << 16), k0, k1)
+    return f32(1.0 / l1)
+
+
+@njit(parallel=True, nogil=True, cache=True, **FAST)
+def sap_float32(h, r, k0, k1, ids, passes, layer, out, factor, keep):
+    """SAP on rows of float32 units (N, a); `factor` and `keep` are (N, a), or (0, 0) if not wanted. True if finite."""
+    n, a = h.shape
+    finite = np.ones(n, dtype=np.bool_)
+    for row in prange(n):
+        magnitude = np.empty(a, dtype=np.float32)
+        kept = keep[row] if len(keep) else np.empty(a, dtype=np.bool_)
+        scales = factor[row] if len(factor) else np.empty(a, dtype=np.float32)
+        words = np.empty((4, CHUNK), dtype=np.uint32)
+        bound = np.empty((a + BLOCK - 1) // BLOCK, dtype=np.int64)
+        c1, c2 = u64(ids[row]) & LOW, u64(passes[row]) & LOW
+        inverse_l1 = _sap_row(h[row], r, magnitude, kept, words, bound, c1, c2, layer, k0, k1)
+        finite[row] = inverse_l1 >= f32(0.0)
+        _scale_row(h[row], magnitude, kept, inverse_l1, r, out[row], scales)
+    return finite.all()
+
+
+@njit(**FAST)
+def _widen(h, wide):
+    for i in range(len(h)):
+        wide[i] = _load_bfloat16(h[i])
+
+
+@njit(**FAST)
+def _narrow(wide, h):
+    for i in range(len(h)):
+        h[i] = _store_bfloat16(wide[i])
+
+
+@njit(parallel=True, nogil=True, cache=True, **FAST)
+def sap_bfloat16(h, r, k0, k1, ids, passes, layer, out, factor, keep):
+    """`sap_float32` on bfloat16 units, given as uint16: the arithmetic is float32, rounded once at the end."""
+    n, a = h.shape
+    finite = np.ones(n, dtype=np.bool_)
+    for row in prange(n):
+        wide, scaled = np.empty(a, dtype=np.float32), np.empty(a, dtype=np.float32)
+        magnitude = np.empty(a, dtype=np.float32)
+        scales = np.empty(a, dtype=np.float32)
+        kept = keep[row] if len(keep) else np.empty(a, dtype=np.bool_)
+        words = np.empty((4, CHUNK), dtype=np.uint32)
+        bound = np.empty((a + BLOCK - 1) // BLOCK, dtype=np.int64)
+        c1, c2 = u64(ids[row]) & LOW, u64(passes[row]) & LOW
+        _widen(h[row], wide)
+        inverse_l1 = _sap_row(wide, r, magnitude, kept, words, bound, c1, c2, layer, k0, k1)
+        finite[row] = inverse_l1 >= f32(0.0)
+        _scale_row(wide, magnitude, kept, inverse_l1, r, scaled, scales)
+        _narrow(scaled, out[row])
+        if len(factor):
+            _narrow(scales, factor[row])
+    return finite.all()
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def forward(
+    h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int, want_factor: bool, want_mask: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`reference.forward` by the kernel, for float32 and bfloat16 maps on the CPU; what is not wanted is None."""
+    rows = _rows(h)
+    if rows.shape[1] > LARGEST_MAP:
+        raise SapcoreError(f"the map has {rows.shape[1]} units, but SAP takes {LARGEST_MAP} at most")
+    out = torch.empty_like(rows)
+    factor = torch.empty_like(rows if want_factor else rows[:0, :0])
+    mask = torch.empty_like(rows if want_mask else rows[:0, :0], dtype=torch.bool)
+    if rows.numel():
+        key = [u64(word) for word in split_seed(seed)]
+        names = [t.detach().to("cpu", torch.int64).contiguous().numpy() for t in (ids, passes)]
+        kernel = sap_float32 if h.dtype == torch.float32 else sap_bfloat16
+        arrays = [_array(t) for t in (out, factor)]
+        if not kernel(_array(rows), r, *key, *names, layer, *arrays, mask.numpy()):
+            raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
+    return (
+        from_units(out, h),
+        from_units(factor, h) if want_factor else None,
+        from_units(mask, h) if want_mask else None,
+    )
+
+
+def _rows(h: Tensor) -> Tensor:
+    """The map's units as contiguous rows, (N, a); no copy where h is channels_last."""
+    return to_units(h.detach()).contiguous()
+
+
+def _array(t: Tensor) -> np.ndarray:
+    return t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy().view(np.uint16)

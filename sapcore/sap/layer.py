@@ -1,0 +1,128 @@
+"""SAP as a function, as a module, and as a copy of a pretrained network with SAP after every ReLU."""
+
+import copy
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from sapcore.errors import SapcoreError
+from sapcore.noise import Noise, NoisyModel
+from sapcore.sap import cpu, reference
+
+BACKENDS = ("auto", "reference", "cpu")
+
+
+@overload
+def sap(h: Tensor, percent: float = ..., seed: int = ..., ids: Tensor | None = ..., passes: Tensor | int = ...,
+        layer: int = ..., return_mask: Literal[False] = ..., backend: str = ...) -> Tensor: ...  # fmt: skip
+@overload
+def sap(h: Tensor, percent: float = ..., seed: int = ..., ids: Tensor | None = ..., passes: Tensor | int = ...,
+        layer: int = ..., *, return_mask: Literal[True], backend: str = ...) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def sap(
+    h: Tensor,
+    percent: float = 100,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    passes: Tensor | int = 0,
+    layer: int = 0,
+    return_mask: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Stochastic Activation Pruning of a batch of activation maps (Sec. 3, Algorithm 1).
+
+    Of each example's map of a units, int(percent/100 * a) are drawn with replacement with probability
+    p_j = |h_j| / sum |h|. A unit drawn at least once becomes h_j / (1 - (1 - p_j)^r), any other 0, so
+    that the mean of the output is h. A map of zeros stays zero, as does one from which r = 0 units are drawn.
+
+    h: float (N, ...) -> the same shape (channels_last if 4-D). The mask is a function of
+    (seed, ids, passes, layer, unit): ids, int64 (N,), names the examples, default 0..N-1; passes, int or
+    int64 (N,), numbers the Monte Carlo sample; layer numbers the map within a network. With
+    `return_mask` the result is (output, mask), mask bool and shaped as h.
+    The gradient takes mask and scale as constants, as the authors' code does.
+    `backend`: "reference" (plain torch), "cpu" (fused kernel) or "auto".
+    Raises `SapcoreError` for nan or inf, for percent <= 0, and for maps of more than 2**22 units.
+    """
+    if backend not in BACKENDS:
+        raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
+    if h.dim() < 2 or not h.is_floating_point():
+        raise SapcoreError(f"h is {h.dtype} with shape {tuple(h.shape)}, but must be float with shape (N, ...)")
+    r = reference.draws(percent, h[0].numel() if len(h) else 0)
+    ids = torch.arange(len(h), device=h.device) if ids is None else ids.to(h.device)
+    if ids.shape != (len(h),):
+        raise SapcoreError(f"ids has shape {tuple(ids.shape)}, but must be ({len(h)},), one per example")
+    passes = torch.as_tensor(passes, device=h.device).expand(len(h))
+    if backend == "auto":
+        backend = "cpu" if h.device.type == "cpu" and h.dtype in cpu.DTYPES else "reference"
+    out, mask = _Sap.apply(h, r, seed, ids, passes, layer, return_mask, backend)
+    return (out, mask) if return_mask else out
+
+
+class _Sap(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int, want_mask: bool, backend: str
+    ) -> tuple[Tensor, Tensor | None]:
+        want_factor = ctx.needs_input_grad[0]
+        if backend == "cpu":
+            out, factor, mask = cpu.forward(h, r, seed, ids, passes, layer, want_factor, want_mask)
+        else:
+            out, factor, mask = reference.forward(h, r, seed, ids, passes, layer)
+        if want_factor:
+            ctx.save_for_backward(factor)
+        if not want_mask:
+            return out, None
+        ctx.mark_non_differentiable(mask)
+        return out, mask
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        (factor,) = ctx.saved_tensors
+        return grad * factor, None, None, None, None, None, None, None
+
+
+class SAP(nn.Module):
+    """A layer that applies `sap` with the random numbers that its network's `Noise` names."""
+
+    def __init__(self, percent: float, noise: Noise, backend: str = "auto") -> None:
+        super().__init__()
+        reference.draws(percent, 1)
+        self.percent, self.noise, self.backend = percent, noise, backend
+
+    def forward(self, h: Tensor) -> Tensor:
+        noise = self.noise
+        if noise.ids is None or noise.passes is None:
+            raise SapcoreError("a SAP layer needs its network's random numbers: call the NoisyModel that with_sap made")
+        return sap(h, self.percent, noise.seed, noise.ids, noise.passes, noise.next_layer(), backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"percent={self.percent}"
+
+
+def with_sap(
+    model: nn.Module, percent: float = 100, after: tuple[type[nn.Module], ...] = (nn.ReLU,), backend: str = "auto"
+) -> NoisyModel:
+    """A copy of a pretrained network with SAP after every ReLU (Sec. 3); the original is untouched.
+
+    The copy is called as `noisy(x, seed=0, ids=None, passes=0)`; see `NoisyModel`. Only modules count:
+    a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first.
+    Raises `SapcoreError` if the network has no module of the types `after`.
+    """
+    noise = Noise()
+    guarded = insert_after(model, after, lambda: SAP(percent, noise, backend))
+    return NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
+
+
+def insert_after(model: nn.Module, after: tuple[type[nn.Module], ...], make: Any) -> nn.Module:
+    """A copy of `model` in which each module of the types `after` is followed by a layer from `make()`."""
+    copied = copy.deepcopy(model)
+    found = 0
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, after):
+                setattr(parent, name, nn.Sequential(child, make()).train(child.training))
+                found += 1
+    if not found:
+        wanted = " or ".join(kind.__name__ for kind in after)
+        raise SapcoreError(f"the network has no {wanted} module to put noise after; make its activations modules")
+    return copied
