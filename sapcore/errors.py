@@ -2,4 +2,8 @@
 
 
 class SapcoreError(ValueError):
-    """Bad input or a missing file. The message is one sentence, fit to be shown without a traceback."""
+    """Bad input or a missing file. The message is one sentence; notebooks and the command line show it alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]

@@ -1,0 +1,194 @@
+"""One drawing function per figure, and the table, the line and the link that stand beneath each."""
+
+import base64
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import HTML, Markdown
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sapcore.published import PUBLISHED
+
+EPS_LABEL = "perturbation λ (pixel units, of 255)"
+
+
+def _style() -> None:
+    sns.set_theme(style="whitegrid", context="notebook", rc={"figure.dpi": 110, "savefig.dpi": 110})
+
+
+def fig1a(frame: pd.DataFrame) -> Figure:
+    """Accuracy of dense and SAP-k under random noise, against eps (Fig. 1a)."""
+    return accuracy_against_eps(frame, "random noise of size λ")
+
+
+def fig1b(frame: pd.DataFrame) -> Figure:
+    """Accuracy of dense and SAP-k under FGSM, against eps (Fig. 1b), with the published numbers as diamonds."""
+    return accuracy_against_eps(frame, "FGSM, each network its own adversary")
+
+
+def fig1c(frame: pd.DataFrame) -> Figure:
+    """Accuracy under the iterative attack, against eps (Fig. 1c); the legend says defender vs adversary."""
+    return accuracy_against_eps(frame, "iterative attack")
+
+
+def accuracy_against_eps(frame: pd.DataFrame, title: str) -> Figure:
+    """One curve per series, at evenly spaced eps as in the paper; bars are 95 % Wilson intervals."""
+    _style()
+    grid = sorted(frame["eps"].unique())
+    names = list(frame["series"].unique())
+    figure, axes = plt.subplots(figsize=(7, 4.4))
+    for name, style in _line_styles(names).items():
+        part = frame[frame["series"] == name].sort_values("eps")
+        spread = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
+        at = [grid.index(e) for e in part["eps"]]
+        axes.errorbar(at, 100 * part["accuracy"], 100 * np.array(spread), label=name, capsize=2, **style)
+    if frame.attrs.get("settings") is None or frame.attrs["settings"].dataset == "cifar10":
+        _draw_published(axes, frame, grid)
+    axes.set(title=title, xlabel=EPS_LABEL, ylabel="accuracy (%)", ylim=(-3, 103))
+    axes.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _line_styles(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Dense in black, the noisy series from light to dark; markers differ for readers who see no colour."""
+    noisy = [name for name in names if not name.startswith("dense")]
+    colours = dict(zip(noisy, sns.color_palette("viridis_r", len(noisy)), strict=True))
+    markers = "osv^Dphx"
+    return {
+        name: {"color": colours.get(name, "black"), "marker": markers[i % len(markers)], "markersize": 5}
+        for i, name in enumerate(names)
+    }
+
+
+def _draw_published(axes: plt.Axes, frame: pd.DataFrame, grid: list[float]) -> None:
+    points = [p for p in PUBLISHED if p.figure == frame.attrs["figure"] and not p.minus and p.eps in grid]
+    if points:
+        at, values = [grid.index(p.eps) for p in points], [100 * p.value for p in points]
+        axes.plot(at, values, "D", color="crimson", fillstyle="none", markersize=9, label="published, SAP-100")
+
+
+def training_curve(card: dict[str, Any]) -> Figure:
+    """Training loss and test accuracy against the epoch, from a model card."""
+    _style()
+    history = pd.DataFrame(card["history"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+    left.plot(history["epoch"], history["loss"], color="black")
+    left.set(xlabel="epoch", ylabel="training loss (cross-entropy)", yscale="log")
+    tested = history.dropna(subset="test_accuracy")
+    right.plot(tested["epoch"], 100 * tested["test_accuracy"], "o-", color="black")
+    right.set(xlabel="epoch", ylabel="test accuracy (%)")
+    for axes in (left, right):
+        for epoch in history["epoch"][history["lr"].diff() < 0]:
+            axes.axvline(epoch - 0.5, color="grey", linestyle=":")
+    figure.tight_layout()
+    return figure
+
+
+def attacked_images(rows: dict[str, Tensor]) -> Figure:
+    """Rows of pictures: each tensor is (N, 3, H, W) in 0-255; N columns, a caption per row."""
+    _style()
+    columns = len(next(iter(rows.values())))
+    figure, grid = plt.subplots(len(rows), columns, figsize=(1.1 * columns + 1.4, 1.15 * len(rows)), squeeze=False)
+    for line, (caption, images) in zip(grid, rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image.float().permute(1, 2, 0).div(255).clamp(0, 1).numpy())
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+        line[0].set_ylabel(caption, rotation=0, ha="right", va="center")
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def mask_on_map(panels: dict[str, Tensor]) -> Figure:
+    """One channel of an activation map in several states, (H, W) each, on one colour scale."""
+    _style()
+    top = max(float(panel.max()) for panel in panels.values())
+    figure, row = plt.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.7), squeeze=False)
+    for axes, (caption, panel) in zip(row[0], panels.items(), strict=True):
+        picture = axes.imshow(panel.numpy(), vmin=0, vmax=top, cmap="magma")
+        axes.set(title=caption, xticks=[], yticks=[])
+        axes.grid(False)
+    figure.colorbar(picture, ax=row[0].tolist(), fraction=0.02, label="activation")
+    return figure
+
+
+def inclusion_law(p: Tensor, kept_share: Tensor, r: int, passes: int) -> Figure:
+    """How often each unit was kept, against its p, with the law 1 - (1 - p)^r and its 95 % band over `passes`."""
+    _style()
+    figure, axes = plt.subplots(figsize=(6, 3.8))
+    x = np.geomspace(float(p[p > 0].min()), float(p.max()), 200)
+    law = -np.expm1(r * np.log1p(-x))
+    band = 1.96 * np.sqrt(law * (1 - law) / passes)
+    axes.plot(
+        p.numpy(), 100 * kept_share.numpy(), ".", color="steelblue", markersize=3, label=f"kept in {passes} passes"
+    )
+    axes.fill_between(x, 100 * (law - band), 100 * (law + band), color="orange", alpha=0.4, label="95 % of units")
+    axes.plot(x, 100 * law, color="black", label=r"$1-(1-p)^r$")
+    axes.set(xscale="log", xlabel="p = |h| / Σ|h|", ylabel="passes in which the unit is kept (%)")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def accuracy_table(frame: pd.DataFrame) -> Markdown:
+    """Accuracy in percent with its interval: a row per series, a column per eps."""
+    text = frame.assign(
+        text=[f"{100 * a:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]"
+              for a, lo, hi in zip(frame["accuracy"], frame["low"], frame["high"], strict=True)]
+    )  # fmt: skip
+    wide = text.pivot(index="series", columns="eps", values="text").reindex(frame["series"].unique())
+    wide.columns = [f"λ = {e:g}" for e in wide.columns]
+    return Markdown(wide.fillna("–").rename_axis("accuracy (%)").to_markdown())
+
+
+def published_table(frame: pd.DataFrame) -> Markdown:
+    """Our numbers beside the published ones, for the points that have both."""
+    found = frame.set_index(["series", "eps"])["accuracy"]
+    rows = []
+    for p in PUBLISHED:
+        needed = [(name, p.eps) for name in (p.series, p.minus) if name]
+        if p.figure != frame.attrs["figure"] or any(point not in found.index for point in needed):
+            continue
+        ours = found[needed[0]] - (found[needed[1]] if p.minus else 0)
+        what = f"{p.series} minus {p.minus}, λ = {p.eps:g} (points)" if p.minus else f"{p.series}, λ = {p.eps:g} (%)"
+        rows.append((what, f"{100 * p.value:+.1f}" if p.minus else f"{100 * p.value:.1f}",
+                     f"{100 * ours:+.1f}" if p.minus else f"{100 * ours:.1f}", p.source))  # fmt: skip
+    if frame.attrs["settings"].dataset != "cifar10" or not rows:
+        return Markdown("*The published numbers are for CIFAR-10 and for other perturbations than those shown here.*")
+    return Markdown(pd.DataFrame(rows, columns=["accuracy", "published", "ours", "source"]).to_markdown(index=False))
+
+
+def origin(frame: pd.DataFrame) -> Markdown:
+    """One line: how many images and passes, which device, which commit, and what is not computed yet."""
+    line = []
+    for noisy, part in frame.groupby(frame["series"].map(lambda name: not name.startswith("dense")), sort=True):
+        images, passes = (_range(part[name]) for name in ("images", "passes"))
+        gradients = part["gradient_passes"][part["gradient_passes"] > 0]
+        more = f", {_range(gradients)} per gradient" if noisy and len(gradients) else ""
+        line.append(f"{'noisy' if noisy else 'dense'}: {images} images, {passes} pass(es) per output{more}")
+    devices, commits = (", ".join(sorted(set(frame[name]))) for name in ("device", "commit"))
+    missing = frame.attrs["missing"]
+    figure = frame.attrs["figure"]
+    gap = (
+        f" **Not computed yet: {len(missing)} of the cells; `sapcore run {figure}` computes them.**" if missing else ""
+    )
+    where = f"device: {devices}; commit: {commits}" if len(frame) else "nothing stored"
+    return Markdown(f"*{figure}, {frame.attrs['settings'].dataset}; {'; '.join([*line, where])}.*{gap}")
+
+
+def _range(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:,.0f}" if low == high else f"{low:,.0f}–{high:,.0f}"
+
+
+def csv_link(frame: pd.DataFrame) -> HTML:
+    """A link that downloads the figure's numbers as CSV; it carries them, so it works in any copy of the page."""
+    content = base64.b64encode(frame.to_csv(index=False).encode()).decode()
+    name = f"{frame.attrs['figure']}-{frame.attrs['settings'].dataset}.csv"
+    return HTML(f'<a download="{name}" href="data:text/csv;base64,{content}">The numbers of this figure as CSV</a>')
