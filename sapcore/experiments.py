@@ -96,6 +96,11 @@ def _gradient_passes(s: Settings, source: Defence, share: int = 1) -> int:
     return max(1, (s.passes or SIZES[s.dataset][1]) // share) if source.noisy else 1
 
 
+def sec2(s: Settings) -> list[Cell]:
+    """The dense model under FGSM."""
+    return [_cell(s, DENSE, Attack("fgsm", e, DENSE, "mean_of_gradients", 1)) for e in s.eps or EPS]
+
+
 def fig1a(s: Settings) -> list[Cell]:
     """SAP-k under random noise of size eps."""
     return [
@@ -127,7 +132,12 @@ def fig1c(s: Settings) -> list[Cell]:
     return cells
 
 
-FIGURES: dict[str, Callable[[Settings], list[Cell]]] = {"fig1a": fig1a, "fig1b": fig1b, "fig1c": fig1c}
+FIGURES: dict[str, Callable[[Settings], list[Cell]]] = {
+    "sec2": sec2,
+    "fig1a": fig1a,
+    "fig1b": fig1b,
+    "fig1c": fig1c,
+}
 
 
 def cells(figure: str, s: Settings | None = None) -> list[Cell]:

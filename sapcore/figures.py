@@ -73,6 +73,21 @@ def _draw_published(axes: plt.Axes, frame: pd.DataFrame, grid: list[float]) -> N
         axes.plot(at, values, "D", color="crimson", fillstyle="none", markersize=9, label="published, SAP-100")
 
 
+def model_card(card: dict[str, Any]) -> Markdown:
+    """A checkpoint's model card as a table."""
+    recipe, origin = card["recipe"], card["provenance"][-1]
+    sgd = (f"{recipe[name]:g}" for name in ("batch_size", "momentum", "weight_decay"))
+    rows = {
+        f"accuracy on all {card['test_images']:,} test images": f"{card['test_accuracy']:.2%}",
+        "learning rate": ", then ".join(f"{rate:g} for {epochs} epochs" for epochs, rate in recipe["schedule"]),
+        "batch size, momentum, weight decay": ", ".join(sgd),
+        "time": f"{card['seconds'] / 60:.1f} minutes, {card['training_precision']}",
+        "device": origin["device"],
+        "commit, date": f"{origin['commit']}, {origin['date']}",
+    }
+    return Markdown(pd.DataFrame(rows.items(), columns=["checkpoint", card["name"]]).to_markdown(index=False))
+
+
 def training_curve(card: dict[str, Any]) -> Figure:
     """Training loss and test accuracy against the epoch, from a model card."""
     _style()
@@ -109,12 +124,12 @@ def mask_on_map(panels: dict[str, Tensor]) -> Figure:
     """One channel of an activation map in several states, (H, W) each, on one colour scale."""
     _style()
     top = max(float(panel.max()) for panel in panels.values())
-    figure, row = plt.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.7), squeeze=False)
+    figure, row = plt.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.4), squeeze=False, layout="constrained")
     for axes, (caption, panel) in zip(row[0], panels.items(), strict=True):
         picture = axes.imshow(panel.numpy(), vmin=0, vmax=top, cmap="magma")
         axes.set(title=caption, xticks=[], yticks=[])
         axes.grid(False)
-    figure.colorbar(picture, ax=row[0].tolist(), fraction=0.02, label="activation")
+    figure.colorbar(picture, ax=row[0].tolist(), fraction=0.02, pad=0.01, label="activation")
     return figure
 
 
@@ -144,7 +159,7 @@ def accuracy_table(frame: pd.DataFrame) -> Markdown:
     )  # fmt: skip
     wide = text.pivot(index="series", columns="eps", values="text").reindex(frame["series"].unique())
     wide.columns = [f"λ = {e:g}" for e in wide.columns]
-    return Markdown(wide.fillna("–").rename_axis("accuracy (%)").to_markdown())
+    return Markdown(wide.fillna("–").rename_axis("accuracy (%) [95 % interval]").to_markdown())
 
 
 def published_table(frame: pd.DataFrame) -> Markdown:

@@ -51,10 +51,14 @@ def compute(cell: Cell, device: torch.device) -> dict[str, float | int]:
     model = defended(cell.checkpoint, cell.checkpoint_sha256, cell.defence, device)
     p = evaluation.predict(
         model, attacked(cell, images, labels, device), cell.passes, stream(cell.seed, "evaluation"),
-        precision=cell.precision,
+        batch_size=_batch_size(device), precision=cell.precision,
     )  # fmt: skip
     a = evaluation.accuracy(p, labels)
     return {"accuracy": a.value, "low": a.low, "high": a.high, "correct": a.correct, "images": a.images}
+
+
+def _batch_size(device: torch.device) -> int:
+    return evaluation.BATCH_SIZE if device.type == "cpu" else 2000
 
 
 def attacked(cell: Cell, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
@@ -75,7 +79,7 @@ def attacked(cell: Cell, images: Tensor, labels: Tensor, device: torch.device) -
         model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device)
         return attacks.iterative(
             model, images, labels, attack.eps, attack.step, attack.steps, attack.passes, cell.seed,
-            estimator=attack.estimator, precision=cell.precision,
+            estimator=attack.estimator, batch_size=_batch_size(device), precision=cell.precision,
         )  # fmt: skip
     raise ValueError(f"unknown attack {attack.kind!r}")
 
@@ -88,7 +92,16 @@ def _direction(
     """FGSM's direction as int8: it does not depend on eps, so the cells of one curve share it."""
     images, labels = (t[:examples] for t in data.load(dataset, "test"))
     model = defended(checkpoint, sha256, source, device)
-    direction = attacks.fgsm_direction(model, images, labels, passes, seed, estimator=estimator, precision=precision)
+    direction = attacks.fgsm_direction(
+        model,
+        images,
+        labels,
+        passes,
+        seed,
+        estimator=estimator,
+        batch_size=_batch_size(device),
+        precision=precision,
+    )
     return direction.to(torch.int8)
 
 

@@ -155,7 +155,7 @@ class _Run:
             total_loss += loss.detach() * len(chosen)
         self.epoch += 1
         row = {"epoch": self.epoch, "lr": rate, "loss": round(total_loss.item() / len(self.labels), 5)}
-        if self.epoch % 10 == 0 or self.epoch == recipe.epochs:
+        if self.epoch % max(1, recipe.epochs // 15) == 0 or self.epoch == recipe.epochs:
             row["test_accuracy"] = self._test_accuracy()
         row["seconds"] = round(time.perf_counter() - started, 1)
         self.history.append(row)
