@@ -37,23 +37,12 @@ def load(dataset: str = "cifar10", split: str = "test") -> tuple[Tensor, Tensor]
     return _cifar10(split) if dataset == "cifar10" else _digits(split)
 
 
-def cifar10_on_disk() -> bool:
-    """Whether CIFAR-10 lies under `data_root()` with torchvision's checksums."""
-    try:
-        _cifar10("test", download=False)
-    except DataMissingError:
-        return False
-    return True
-
-
 @functools.cache
-def _cifar10(split: str, download: bool = True) -> tuple[Tensor, Tensor]:
+def _cifar10(split: str) -> tuple[Tensor, Tensor]:
     root = data_root()
     try:
         dataset = CIFAR10(str(root), train=split == "train", download=False)
     except RuntimeError:
-        if not download:
-            raise DataMissingError(f"CIFAR-10 is not under {root}") from None
         try:
             root.mkdir(parents=True, exist_ok=True)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.noise import NoisyModel
+from sapcore.randomness import NoisyModel
 
 PRECISIONS = ("float32", "bfloat16")
 BATCH_SIZE = 64

@@ -10,7 +10,7 @@ import pandas as pd
 from sapcore import checkpoints, data, results, runner
 from sapcore.attacks.steps import check_eps
 from sapcore.errors import SapcoreError
-from sapcore.noise import split_seed
+from sapcore.randomness import split_seed
 from sapcore.results import Attack, Cell, Defence
 
 EPS = (0, 1, 2, 4, 8, 16, 32, 64)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import HTML, Markdown
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def _line_styles(names: list[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _draw_published(axes: plt.Axes, frame: pd.DataFrame, grid: list[float]) -> None:
+def _draw_published(axes: Axes, frame: pd.DataFrame, grid: list[float]) -> None:
     points = [p for p in PUBLISHED if p.figure == frame.attrs["figure"] and not p.minus and p.eps in grid]
     if points:
         at, values = [grid.index(p.eps) for p in points], [100 * p.value for p in points]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sapcore import attacks, checkpoints, data, evaluation, provenance, results
-from sapcore.noise import stream
+from sapcore.randomness import stream
 from sapcore.results import Cell, Defence
 from sapcore.sap import with_sap
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore import checkpoints, data, with_sap
-from sapcore.noise import NoisyModel
+from sapcore.randomness import NoisyModel
 
 mpl.use("Agg")
 # Examples are the same in every run, so that a test passes everywhere or nowhere.
@@ -36,18 +36,6 @@ def dense() -> nn.Module:
 def noisy(dense: nn.Module) -> NoisyModel:
     """SAP-100 of `dense`."""
     return with_sap(dense, 100)
-
-
-@pytest.fixture(scope="session")
-def dense64() -> nn.Module:
-    """`dense` in float64, where rounding decides no sign and no mask."""
-    return checkpoints.load("resnet20-digits").double()
-
-
-@pytest.fixture(scope="session")
-def noisy64(dense64: nn.Module) -> NoisyModel:
-    """SAP-100 of `dense64`."""
-    return with_sap(dense64, 100)
 
 
 @pytest.fixture

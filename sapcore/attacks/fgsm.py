@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.steps import check_eps, in_batches
 from sapcore.evaluation import BATCH_SIZE, count_passes
-from sapcore.noise import stream
+from sapcore.randomness import stream
 
 
 def fgsm(

@@ -8,7 +8,7 @@ from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import BATCH_SIZE, count_passes
-from sapcore.noise import stream
+from sapcore.randomness import stream
 
 
 def iterative(

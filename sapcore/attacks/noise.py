@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sapcore.attacks.steps import check_eps
 from sapcore.evaluation import as_pixels
-from sapcore.noise import stream, words
+from sapcore.randomness import stream, words
 
 
 def noise(x: Tensor, eps: float, seed: int = 0, ids: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from sapcore.errors import SapcoreError
-from sapcore.noise import split_seed
+from sapcore.randomness import split_seed
 from sapcore.sap.reference import (
     FIRST_ARRIVALS,
     LARGEST_MAP,
@@ -234,14 +234,20 @@ def _draw_missing(missing, magnitude, power, bound, keep, c1, c2, c3, k0, k1):
 
 @njit(**FAST)
 def _scale_row(h, magnitude, keep, inverse_l1, r, out, factor):
+    """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest."""
+    r = f32(r)
+    if _as_float(_largest(magnitude)) * inverse_l1 < f32(2.0**-7):
+        for i in range(len(h)):
+            p = magnitude[i] * inverse_l1
+            log = -p * (f32(1.0) + p * (f32(1 / 2) + p * (f32(1 / 3) + p * f32(1 / 4))))
+            factor[i] = f32(1.0) / _one_minus_exp(r * log) if keep[i] else f32(0.0)
+    else:
+        for i in range(len(h)):
+            p = min(magnitude[i] * inverse_l1, f32(1.0))
+            log = _log_of_complement(p, f32(1.0) - p)
+            factor[i] = f32(1.0) / _one_minus_exp(r * log) if keep[i] else f32(0.0)
     for i in range(len(h)):
-        p = magnitude[i] * inverse_l1
-        p = min(p, f32(1.0))
-        kept_probability = _one_minus_exp(f32(r) * _log_of_complement(p, f32(1.0) - p))
-        s = f32(1.0) / kept_probability
-        s = s if keep[i] else f32(0.0)
-        factor[i] = s
-        out[i] = h[i] * s
+        out[i] = h[i] * factor[i]
 
 
 @njit(**FAST)
@@ -291,21 +297,53 @@ def _sap_row(h, r, magnitude, keep, words, bound, c1, c2, layer, k0, k1):
 
 
 @njit(parallel=True, nogil=True, cache=True, **FAST)
-def sap_float32(h, r, k0, k1, ids, passes, layer, out, factor, keep):
+def sap_float32(workers, h, r, k0, k1, ids, passes, layer, out, factor, keep):
     """SAP on rows of float32 units (N, a); `factor` and `keep` are (N, a), or (0, 0) if not wanted. True if finite."""
     n, a = h.shape
     finite = np.ones(n, dtype=np.bool_)
-    for row in prange(n):
-        magnitude = np.empty(a, dtype=np.float32)
-        kept = keep[row] if len(keep) else np.empty(a, dtype=np.bool_)
-        scales = factor[row] if len(factor) else np.empty(a, dtype=np.float32)
-        words = np.empty((4, CHUNK), dtype=np.uint32)
-        bound = np.empty((a + BLOCK - 1) // BLOCK, dtype=np.int64)
-        c1, c2 = u64(ids[row]) & LOW, u64(passes[row]) & LOW
-        inverse_l1 = _sap_row(h[row], r, magnitude, kept, words, bound, c1, c2, layer, k0, k1)
-        finite[row] = inverse_l1 >= f32(0.0)
-        _scale_row(h[row], magnitude, kept, inverse_l1, r, out[row], scales)
+    for worker in prange(workers):
+        magnitude, scratch, kept, words, bound = _scratch(a)
+        for row in range(worker, n, workers):
+            mask = keep[row] if len(keep) else kept
+            scales = factor[row] if len(factor) else scratch
+            names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
+            inverse_l1 = _sap_row(h[row], r, magnitude, mask, words, bound, names[0], names[1], layer, k0, k1)
+            finite[row] = inverse_l1 >= f32(0.0)
+            _scale_row(h[row], magnitude, mask, inverse_l1, r, out[row], scales)
     return finite.all()
+
+
+@njit(parallel=True, nogil=True, cache=True, **FAST)
+def sap_bfloat16(workers, h, r, k0, k1, ids, passes, layer, out, factor, keep):
+    """`sap_float32` on bfloat16 units, given as uint16: the arithmetic is float32, rounded once at the end."""
+    n, a = h.shape
+    finite = np.ones(n, dtype=np.bool_)
+    for worker in prange(workers):
+        magnitude, scales, kept, words, bound = _scratch(a)
+        wide, scaled = np.empty(a, dtype=np.float32), np.empty(a, dtype=np.float32)
+        for row in range(worker, n, workers):
+            mask = keep[row] if len(keep) else kept
+            names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
+            _widen(h[row], wide)
+            inverse_l1 = _sap_row(wide, r, magnitude, mask, words, bound, names[0], names[1], layer, k0, k1)
+            finite[row] = inverse_l1 >= f32(0.0)
+            _scale_row(wide, magnitude, mask, inverse_l1, r, scaled, scales)
+            _narrow(scaled, out[row])
+            if len(factor):
+                _narrow(scales, factor[row])
+    return finite.all()
+
+
+@njit(**FAST)
+def _scratch(a):
+    """A worker's own rows: magnitudes, scales, mask, random words, partial sums of weights."""
+    return (
+        np.empty(a, dtype=np.float32),
+        np.empty(a, dtype=np.float32),
+        np.empty(a, dtype=np.bool_),
+        np.empty((4, CHUNK), dtype=np.uint32),
+        np.empty((a + BLOCK - 1) // BLOCK, dtype=np.int64),
+    )
 
 
 @njit(**FAST)
@@ -318,29 +356,6 @@ def _widen(h, wide):
 def _narrow(wide, h):
     for i in range(len(h)):
         h[i] = _store_bfloat16(wide[i])
-
-
-@njit(parallel=True, nogil=True, cache=True, **FAST)
-def sap_bfloat16(h, r, k0, k1, ids, passes, layer, out, factor, keep):
-    """`sap_float32` on bfloat16 units, given as uint16: the arithmetic is float32, rounded once at the end."""
-    n, a = h.shape
-    finite = np.ones(n, dtype=np.bool_)
-    for row in prange(n):
-        wide, scaled = np.empty(a, dtype=np.float32), np.empty(a, dtype=np.float32)
-        magnitude = np.empty(a, dtype=np.float32)
-        scales = np.empty(a, dtype=np.float32)
-        kept = keep[row] if len(keep) else np.empty(a, dtype=np.bool_)
-        words = np.empty((4, CHUNK), dtype=np.uint32)
-        bound = np.empty((a + BLOCK - 1) // BLOCK, dtype=np.int64)
-        c1, c2 = u64(ids[row]) & LOW, u64(passes[row]) & LOW
-        _widen(h[row], wide)
-        inverse_l1 = _sap_row(wide, r, magnitude, kept, words, bound, c1, c2, layer, k0, k1)
-        finite[row] = inverse_l1 >= f32(0.0)
-        _scale_row(wide, magnitude, kept, inverse_l1, r, scaled, scales)
-        _narrow(scaled, out[row])
-        if len(factor):
-            _narrow(scales, factor[row])
-    return finite.all()
 
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -361,7 +376,7 @@ def forward(
         names = [t.detach().to("cpu", torch.int64).contiguous().numpy() for t in (ids, passes)]
         kernel = sap_float32 if h.dtype == torch.float32 else sap_bfloat16
         arrays = [_array(t) for t in (out, factor)]
-        if not kernel(_array(rows), r, *key, *names, layer, *arrays, mask.numpy()):
+        if not kernel(numba.get_num_threads(), _array(rows), r, *key, *names, layer, *arrays, mask.numpy()):
             raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
     return (
         from_units(out, h),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.noise import Noise, NoisyModel
+from sapcore.randomness import Noise, NoisyModel
 from sapcore.sap import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sapcore.errors import SapcoreError
-from sapcore.noise import philox, split_seed, words
+from sapcore.randomness import philox, split_seed, words
 
 MARGIN = 1.0
 """m = r - MARGIN sqrt(r): a wider margin means fewer redraws (16 % here) and more missing draws."""

@@ -6,7 +6,7 @@ not on the batch size, the chunking, the memory layout, the number of workers or
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tupl
 
     `counter` holds four and `key` two int64 tensors (or ints) in 0..2**32-1 that broadcast together.
     """
-    c0, c1, c2, c3 = (torch.as_tensor(c) for c in torch.broadcast_tensors(*map(_tensor_like(counter), counter)))
+    device = next((c.device for c in counter if isinstance(c, Tensor)), None)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, device=device) for c in counter))
     k0, k1 = key
     for _ in range(ROUNDS):
         high0, low0 = _multiply(c0, MULTIPLIERS[0])
@@ -32,11 +33,6 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tupl
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + KEY_STEPS[0]) & LOW, (k1 + KEY_STEPS[1]) & LOW
     return c0, c1, c2, c3
-
-
-def _tensor_like(counter: Sequence[Tensor | int]) -> Callable[[Tensor | int], Tensor]:
-    device = next((c.device for c in counter if isinstance(c, Tensor)), torch.device("cpu"))
-    return lambda c: c if isinstance(c, Tensor) else torch.tensor(c, dtype=torch.int64, device=device)
 
 
 def _multiply(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:

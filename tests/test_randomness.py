@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from sapcore import attacks, evaluation, noise, sap
+from sapcore import attacks, evaluation, randomness, sap
 from sapcore.errors import SapcoreError
-from sapcore.noise import NoisyModel
+from sapcore.randomness import NoisyModel
 from sapcore.sap import cpu
 
 FULL = 0xFFFFFFFF
@@ -29,7 +29,7 @@ SEEDS = st.integers(0, 2**64 - 1)
 def test_philox_gives_the_known_answers_of_random123(
     counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...]
 ) -> None:
-    assert tuple(int(word) for word in noise.philox(counter, key)) == answer
+    assert tuple(int(word) for word in randomness.philox(counter, key)) == answer
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), RANDOM123)
@@ -43,17 +43,17 @@ def test_philox_of_the_cpu_kernel_gives_the_known_answers_of_random123(
 def test_philox_of_a_tensor_is_philox_of_each_counter() -> None:
     counters = torch.tensor([counter for counter, _, _ in RANDOM123]).T
     keys = torch.tensor([key for _, key, _ in RANDOM123]).T
-    found = torch.stack(noise.philox(list(counters), list(keys)), dim=1)
+    found = torch.stack(randomness.philox(list(counters), list(keys)), dim=1)
     assert found.tolist() == [list(answer) for _, _, answer in RANDOM123]
 
 
 def test_words_are_philox_of_block_id_pass_and_layer() -> None:
     seed, count, layer, purpose, attempt = 5 << 32 | 3, 10, 7, 2, 1
-    found = noise.words(seed, torch.tensor([11]), torch.tensor([13]), layer, count, purpose, attempt)
+    found = randomness.words(seed, torch.tensor([11]), torch.tensor([13]), layer, count, purpose, attempt)
     for unit in range(count):
         word, block = divmod(unit, 3)
         counter = (block, 11, 13, layer | purpose << 16 | attempt << 24)
-        assert int(found[0, unit]) == int(noise.philox(counter, (3, 5))[word])
+        assert int(found[0, unit]) == int(randomness.philox(counter, (3, 5))[word])
 
 
 @given(
@@ -69,8 +69,8 @@ def test_words_of_any_sub_batch_are_the_rows_of_the_whole(
 ) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1))
     all_ids, all_passes = torch.tensor(ids), passes + torch.arange(len(ids))
-    whole = noise.words(seed, all_ids, all_passes, layer, count)
-    part = noise.words(seed, all_ids[chosen], all_passes[chosen], layer, count)
+    whole = randomness.words(seed, all_ids, all_passes, layer, count)
+    part = randomness.words(seed, all_ids[chosen], all_passes[chosen], layer, count)
     assert torch.equal(part, whole[chosen])
 
 
@@ -79,43 +79,49 @@ def test_words_change_with_each_thing_that_they_are_for(changed: str) -> None:
     arguments = {"seed": 0, "ids": torch.tensor([0]), "passes": torch.tensor([0]), "layer": 0, "count": 64}
     arguments |= {"purpose": 0, "attempt": 0}
     other = arguments | {changed: arguments[changed] + 1}  # type: ignore[operator]
-    assert (noise.words(**arguments) != noise.words(**other)).sum() >= 62  # type: ignore[arg-type]
+    assert (randomness.words(**arguments) != randomness.words(**other)).sum() >= 62  # type: ignore[arg-type]
 
 
 def test_seeds_that_differ_in_the_high_half_give_different_words() -> None:
     zero = torch.tensor([0])
-    assert (noise.words(1, zero, zero, 0, 64) != noise.words(1 | 1 << 63, zero, zero, 0, 64)).all()
+    assert (randomness.words(1, zero, zero, 0, 64) != randomness.words(1 | 1 << 63, zero, zero, 0, 64)).all()
 
 
 def test_uniform_numbers_pass_kolmogorov_and_smirnov() -> None:
     """False alarm: 1e-6."""
-    u = noise.uniform(0, torch.arange(100), torch.zeros(100, dtype=torch.int64), 0, 1001).flatten()
+    u = randomness.uniform(0, torch.arange(100), torch.zeros(100, dtype=torch.int64), 0, 1001).flatten()
     assert 0 < float(u.min()) < float(u.max()) < 1
     assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-6
 
 
 def test_streams_differ_by_name_and_by_seed() -> None:
-    streams = [noise.stream(seed, name) for seed in (0, 1, 2**64 - 1) for name in ("attack", "evaluation", "noise", "")]
+    streams = [
+        randomness.stream(seed, name) for seed in (0, 1, 2**64 - 1) for name in ("attack", "evaluation", "noise", "")
+    ]
     assert len(set(streams)) == len(streams)
     assert all(0 <= seed < 2**64 for seed in streams)
 
 
 def test_streams_stay_as_they_are_in_the_stored_results() -> None:
-    assert noise.stream(0, "attack") == 0x5C1DC6D44F4A3BE7
-    assert noise.stream(0, "evaluation") == 0x5C1DC6D44F4A3BE7
+    assert randomness.stream(0, "attack") == 0xF32B3CD63481278A
+    assert randomness.stream(0, "evaluation") == 0xA8800D9849D94EBD
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, "0", None, True])
 def test_a_senseless_seed_is_refused(seed: object) -> None:
-    for refuse in (noise.split_seed, lambda s: noise.stream(s, "attack"), lambda s: sap(torch.ones(1, 4), seed=s)):
+    for refuse in (
+        randomness.split_seed,
+        lambda s: randomness.stream(s, "attack"),
+        lambda s: sap(torch.ones(1, 4), seed=s),
+    ):
         with pytest.raises(SapcoreError, match=r"seed is .*, but must be a whole number from 0 to 2\*\*64 - 1"):
             refuse(seed)  # type: ignore[arg-type]
 
 
 def test_a_seed_is_split_into_its_two_words() -> None:
-    assert noise.split_seed(0) == (0, 0)
-    assert noise.split_seed(2**64 - 1) == (FULL, FULL)
-    assert noise.split_seed(5 << 32 | 3) == (3, 5)
+    assert randomness.split_seed(0) == (0, 0)
+    assert randomness.split_seed(2**64 - 1) == (FULL, FULL)
+    assert randomness.split_seed(5 << 32 | 3) == (3, 5)
 
 
 @pytest.mark.usefixtures("untouched_generators")
@@ -138,7 +144,7 @@ def test_attacks_and_predict_leave_the_global_generators_alone(
 class Chain(nn.Module):
     """Gives each layer's number, to see how `Noise` counts."""
 
-    def __init__(self, shared: noise.Noise) -> None:
+    def __init__(self, shared: randomness.Noise) -> None:
         super().__init__()
         self.shared = shared
 
@@ -147,14 +153,14 @@ class Chain(nn.Module):
 
 
 def test_layers_are_counted_anew_in_each_forward_pass() -> None:
-    shared = noise.Noise()
+    shared = randomness.Noise()
     model = NoisyModel(Chain(shared), shared, {})
     for _ in range(2):
         assert model(torch.ones(2, 1)).tolist() == [[0, 1, 2]] * 2
 
 
 def test_a_noisy_model_names_its_examples_by_default() -> None:
-    shared = noise.Noise()
+    shared = randomness.Noise()
     model = NoisyModel(nn.Identity(), shared, {})
     model(torch.ones(3, 1), seed=4, passes=9)
     assert shared.ids is not None
@@ -163,12 +169,12 @@ def test_a_noisy_model_names_its_examples_by_default() -> None:
 
 
 def test_a_noisy_model_refuses_ids_of_another_length() -> None:
-    model = NoisyModel(nn.Identity(), noise.Noise(), {})
+    model = NoisyModel(nn.Identity(), randomness.Noise(), {})
     with pytest.raises(SapcoreError, match=r"ids has shape \(2,\), but must be \(3,\), one per example"):
         model(torch.ones(3, 1), ids=torch.arange(2))
 
 
 def test_a_noisy_model_refuses_passes_of_another_length() -> None:
-    model = NoisyModel(nn.Identity(), noise.Noise(), {})
+    model = NoisyModel(nn.Identity(), randomness.Noise(), {})
     with pytest.raises(SapcoreError, match="passes has shape"):
         model(torch.ones(3, 1), passes=torch.arange(2))

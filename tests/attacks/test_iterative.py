@@ -1,0 +1,131 @@
+"""The iterative attack agrees with torchattacks, stays where it may, and depends on its arguments alone."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchattacks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sapcore import attacks, checkpoints, data
+from sapcore.attacks.gradient import ESTIMATORS
+from sapcore.randomness import NoisyModel
+from tests.attacks.common import Linear, UnitRange, share_that_differs
+
+Watch = Callable[[nn.Module], list[int]]
+Images = tuple[Tensor, Tensor]
+
+
+def bim(model: nn.Module, eps: float, step: float, steps: int) -> torchattacks.attack.Attack:
+    return torchattacks.BIM(UnitRange(model), eps=eps / 255, alpha=step / 255, steps=steps)
+
+
+def pgd(model: nn.Module, eps: float, step: float, steps: int) -> torchattacks.attack.Attack:
+    return torchattacks.PGD(UnitRange(model), eps=eps / 255, alpha=step / 255, steps=steps, random_start=False)
+
+
+@pytest.mark.parametrize("theirs", [bim, pgd])
+@pytest.mark.parametrize(("eps", "step", "steps"), [(4, 1, 10), (2, 1, 3), (8, 2.5, 5), (0.5, 1, 2), (16, 1, 1)])
+def test_on_a_deterministic_network_it_agrees_with_torchattacks_image_by_image(
+    dense: nn.Module, digits: Images, theirs: Callable[..., Callable], eps: float, step: float, steps: int
+) -> None:
+    """Within 1e-3 of a pixel, but for 1 pixel in 200: rounding may turn a sign where the gradient is tiny."""
+    x, y = digits[0][:6].float(), digits[1][:6]
+    expected = theirs(dense, eps, step, steps)(x / 255, y) * 255
+    for one, other in zip(attacks.iterative(dense, x, y, eps, step, steps), expected, strict=True):
+        assert share_that_differs(one, other) <= 5e-3
+
+
+def test_a_pixel_whose_gradient_is_exactly_zero_is_left_alone_as_in_torchattacks() -> None:
+    model = Linear(blind_columns=16)
+    x, y = torch.full((3, 3, 32, 32), 100.0), torch.tensor([0, 1, 2])
+    ours = attacks.iterative(model, x, y, 4, step=1, steps=3)
+    assert torch.equal(ours[..., :16], x[..., :16])
+    assert share_that_differs(ours, pgd(model, 4, 1, 3)(x / 255, y) * 255) == 0
+
+
+def test_one_step_of_the_size_of_the_ball_is_fgsm(dense: nn.Module, noisy: NoisyModel, digits: Images) -> None:
+    x, y = digits[0][:4], digits[1][:4]
+    for model in (dense, noisy):
+        expected = attacks.fgsm(model, x, y, 4, passes=3, seed=1)
+        assert torch.equal(attacks.iterative(model, x, y, 4, step=4, steps=1, passes=3, seed=1), expected)
+
+
+@settings(max_examples=15)
+@given(eps=st.floats(0, 300), step=st.floats(0.01, 100), steps=st.integers(1, 4))
+def test_the_result_stays_in_the_ball_and_in_the_pixel_range(eps: float, step: float, steps: int) -> None:
+    x, y = (t[:3] for t in data.load("digits", "test"))
+    x_adv = attacks.iterative(checkpoints.load("resnet20-digits"), x, y, eps, step, steps)
+    assert float(x_adv.min()) >= 0
+    assert float(x_adv.max()) <= 255
+    assert float((x_adv - x).abs().max()) <= min(eps, step * steps) * (1 + 1e-6) + 1e-4
+
+
+def test_an_eps_of_zero_changes_nothing(dense: nn.Module, noisy: NoisyModel, digits: Images) -> None:
+    x, y = digits[0][:3].float(), digits[1][:3]
+    assert torch.equal(attacks.iterative(dense, x, y, 0, steps=2), x)
+    assert torch.equal(attacks.iterative(noisy, x, y, 0, steps=2, passes=2), x)
+
+
+def test_more_steps_make_a_larger_loss(dense: nn.Module, digits: Images) -> None:
+    x, y = digits[0][:50], digits[1][:50]
+    losses = [nn.functional.cross_entropy(dense(attacks.iterative(dense, x, y, 4, 1, n)), y) for n in (1, 4, 10)]
+    assert losses[0] < losses[1] < losses[2]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_the_result_depends_neither_on_batches_nor_on_chunks_of_passes(
+    noisy: NoisyModel, digits: Images, batch_size: int, estimator: str
+) -> None:
+    """But for signs that rounding turns where the gradient all but vanishes: 1 pixel in 200."""
+    x, y = digits[0][:6], digits[1][:6]
+    arguments = {"eps": 4, "steps": 3, "passes": 4, "estimator": estimator}
+    expected = attacks.iterative(noisy, x, y, batch_size=12, **arguments)  # type: ignore[arg-type]
+    found = attacks.iterative(noisy, x, y, batch_size=batch_size, **arguments)  # type: ignore[arg-type]
+    assert share_that_differs(found, expected) <= 5e-3
+
+
+def test_the_result_follows_the_names_of_the_images_not_their_places(noisy: NoisyModel, digits: Images) -> None:
+    x, y = digits[0][:6], digits[1][:6]
+    whole = attacks.iterative(noisy, x, y, 4, steps=2, passes=3)
+    order = torch.tensor([4, 0, 1])
+    part = attacks.iterative(noisy, x[order], y[order], 4, steps=2, passes=3, ids=order)
+    assert share_that_differs(part, whole[order]) <= 5e-3
+
+
+def test_each_step_draws_passes_that_no_other_step_draws(noisy: NoisyModel, digits: Images) -> None:
+    drawn: list[int] = []
+    handle = noisy.register_forward_pre_hook(
+        lambda _model, _x, names: drawn.extend(names["passes"].tolist()), with_kwargs=True
+    )
+    attacks.iterative(noisy, digits[0][:1], digits[1][:1], 4, steps=4, passes=3)
+    handle.remove()
+    assert drawn == list(range(12))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("images", "passes", "batch_size"), [(3, 7, 5), (7, 3, 4), (1, 20, 6)])
+def test_no_forward_pass_sees_more_rows_than_the_batch_size(
+    noisy: NoisyModel, digits: Images, watch: Watch, images: int, passes: int, batch_size: int, estimator: str
+) -> None:
+    rows = watch(noisy)
+    x, y = digits[0][:images], digits[1][:images]
+    attacks.iterative(noisy, x, y, 4, steps=2, passes=passes, estimator=estimator, batch_size=batch_size)
+    assert max(rows) <= batch_size
+    assert sum(rows) == 2 * images * passes * (2 if estimator == "gradient_of_mean" else 1)
+
+
+def test_a_deterministic_network_is_run_once_per_step(dense: nn.Module, digits: Images, watch: Watch) -> None:
+    rows = watch(dense)
+    attacks.iterative(dense, digits[0][:5], digits[1][:5], 4, steps=3, passes=100)
+    assert rows == [5, 5, 5]
+
+
+def test_uint8_and_float_pixels_give_the_same(noisy: NoisyModel, digits: Images) -> None:
+    x, y = digits[0][:4], digits[1][:4]
+    found = attacks.iterative(noisy, x, y, 4, steps=2, passes=2)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, attacks.iterative(noisy, x.float(), y, 4, steps=2, passes=2))

@@ -1,0 +1,134 @@
+"""Senseless arguments of every attack stop with one sentence, and the projection is onto ball and pixel range."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sapcore import attacks
+from sapcore.attacks.steps import project
+from sapcore.errors import SapcoreError
+from sapcore.models import ResNet20
+from sapcore.randomness import NoisyModel
+from sapcore.sap import with_sap
+
+BOTH = pytest.mark.parametrize("attack", [attacks.fgsm, attacks.iterative])
+ON_GRADIENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no passes": ({"passes": 0}, "passes is 0, but must be a whole number of 1 or more"),
+    "negative passes": ({"passes": -1}, "passes is -1, but must be a whole number of 1 or more"),
+    "half a pass": ({"passes": 1.5}, "passes is 1.5, but must be a whole number of 1 or more"),
+    "passes true": ({"passes": True}, "passes is True, but must be a whole number of 1 or more"),
+    "no batch": ({"batch_size": 0}, "batch_size is 0, but must be a whole number of 1 or more"),
+    "negative batch": ({"batch_size": -5}, "batch_size is -5, but must be a whole number of 1 or more"),
+    "estimator": ({"estimator": "bpda"}, "estimator is 'bpda', but must be one of mean_of_gradients, gradient_of_mean"),
+    "precision": ({"precision": "half"}, "precision is 'half', but must be one of float32, bfloat16"),
+    "seed": ({"seed": -1}, r"seed is -1, but must be a whole number from 0 to 2\*\*64 - 1"),
+    "ids": ({"ids": torch.arange(2)}, r"ids has shape \(2,\), but must be \(3,\), one per example"),
+}
+ON_STEPS: dict[str, tuple[dict[str, Any], str]] = {
+    "no steps": ({"steps": 0}, "steps is 0, but must be a whole number of 1 or more"),
+    "steps 1.5": ({"steps": 1.5}, "steps is 1.5, but must be a whole number of 1 or more"),
+    "step 0": ({"step": 0}, "step is 0, but must be a positive number, in pixel units"),
+    "step nan": ({"step": float("nan")}, "step is nan, but must be a positive number, in pixel units"),
+    "step text": ({"step": "1/255"}, "step is '1/255', but must be a positive number, in pixel units"),
+}
+
+
+@pytest.fixture
+def few(digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return digits[0][:3].float(), digits[1][:3]
+
+
+@pytest.mark.parametrize("eps", ["8/255", -1, -0.001, float("nan"), float("inf"), True, None, [4]])
+def test_a_senseless_eps_is_refused_by_every_attack(noisy: NoisyModel, few: tuple[Tensor, Tensor], eps: Any) -> None:
+    calls: list[Callable[[], Tensor]] = [
+        lambda: attacks.noise(few[0], eps),
+        lambda: attacks.fgsm(noisy, *few, eps),
+        lambda: attacks.iterative(noisy, *few, eps),
+    ]
+    for call in calls:
+        with pytest.raises(
+            SapcoreError, match=r"eps is .*, but must be a number of 0 or more, in pixel units \(0-255\)"
+        ):
+            call()
+
+
+@BOTH
+@pytest.mark.parametrize("name", ON_GRADIENTS)
+def test_senseless_arguments_are_refused(
+    noisy: NoisyModel, few: tuple[Tensor, Tensor], attack: Callable[..., Tensor], name: str
+) -> None:
+    arguments, message = ON_GRADIENTS[name]
+    with pytest.raises(SapcoreError, match=f"^{message}$"):
+        attack(noisy, *few, 4, **({"passes": 1} | arguments))
+
+
+@pytest.mark.parametrize("name", ON_STEPS)
+def test_senseless_steps_are_refused(dense: nn.Module, few: tuple[Tensor, Tensor], name: str) -> None:
+    arguments, message = ON_STEPS[name]
+    with pytest.raises(SapcoreError, match=f"^{message}$"):
+        attacks.iterative(dense, *few, 4, **arguments)
+
+
+@BOTH
+@pytest.mark.parametrize("noisy_too", [False, True])
+def test_a_network_in_training_mode_is_refused(
+    few: tuple[Tensor, Tensor], attack: Callable[..., Tensor], noisy_too: bool
+) -> None:
+    model = ResNet20().eval()
+    model.norm.train()  # one BatchNorm is enough
+    with pytest.raises(SapcoreError, match=r"the network is in training mode; call model.eval\(\) first"):
+        attack(with_sap(model) if noisy_too else model, *few, 4)
+
+
+@BOTH
+@pytest.mark.parametrize("number", [2, 4, 0])
+def test_images_and_labels_of_different_number_are_refused(
+    dense: nn.Module,
+    few: tuple[Tensor, Tensor],
+    digits: tuple[Tensor, Tensor],
+    attack: Callable[..., Tensor],
+    number: int,
+) -> None:
+    with pytest.raises(SapcoreError, match=f"^there are 3 images but {number} labels$"):
+        attack(dense, few[0], digits[1][:number], 4)
+
+
+@BOTH
+@pytest.mark.parametrize("value", [-1.0, 255.5, 1000.0, float("nan")])
+def test_pixels_out_of_range_are_refused(
+    dense: nn.Module, few: tuple[Tensor, Tensor], attack: Callable[..., Tensor], value: float
+) -> None:
+    x = few[0].clone()
+    x[1, 2, 3, 4] = value
+    with pytest.raises(SapcoreError, match=r"pixels lie in \[.*\], but must lie in \[0, 255\]"):
+        attack(dense, x, few[1], 4)
+
+
+def test_noise_refuses_pixels_out_of_range_too() -> None:
+    with pytest.raises(SapcoreError, match=r"pixels lie in \[.*\], but must lie in \[0, 255\]"):
+        attacks.noise(torch.full((1, 3, 4, 4), 300.0), 4)
+
+
+pixels = st.floats(0, 255, width=32)
+
+
+@given(
+    x=st.lists(pixels, min_size=3, max_size=3),
+    moved=st.lists(st.floats(-1000, 1000, width=32), min_size=3, max_size=3),
+    eps=st.floats(0, 300),
+)
+def test_projection_is_onto_the_ball_and_the_range_and_idempotent(
+    x: list[float], moved: list[float], eps: float
+) -> None:
+    centre, there = torch.tensor(x), torch.tensor(moved)
+    found = project(there, centre, eps)
+    assert ((found >= 0) & (found <= 255)).all()
+    assert ((found - centre).abs() <= eps * (1 + 1e-6) + 1e-4).all()
+    assert torch.equal(project(found, centre, eps), found)
+    inside = ((there - centre).abs() < eps - 1e-4) & (there >= 0) & (there <= 255)
+    assert torch.equal(found[inside], there[inside])

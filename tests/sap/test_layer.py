@@ -1,0 +1,426 @@
+"""`sap` on every kind of map, its gradient, and `with_sap` on networks."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sapcore import SAP, evaluation, sap, with_sap
+from sapcore.errors import SapcoreError
+from sapcore.models import ResNet20
+from sapcore.randomness import Noise, NoisyModel
+from sapcore.sap.reference import draws
+from tests.sap.laws import percent_for
+
+KINDS = [
+    ("reference", torch.float64),
+    ("reference", torch.float32),
+    ("reference", torch.bfloat16),
+    ("reference", torch.float16),
+    ("cpu", torch.float32),
+    ("cpu", torch.bfloat16),
+]
+every_kind = pytest.mark.parametrize(("backend", "dtype"), KINDS, ids=[f"{b}-{str(d)[6:]}" for b, d in KINDS])
+SHAPES = [(3, 1), (3, 7), (3, 5, 7), (3, 3, 5, 7), (2, 3, 2, 3, 2), (0, 7), (0, 3, 5, 7), (3, 0), (1, 16, 32, 32)]
+EPSILON = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def rectified(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).relu()
+
+
+def factor(h: Tensor, mask: Tensor, percent: float) -> Tensor:
+    """mask / (1 - (1 - p)^r) in float64."""
+    flat = h.double().abs().flatten(1)
+    total = flat.sum(1, keepdim=True)
+    p = torch.where(total > 0, flat / total, 0.0)
+    r = draws(percent, flat.shape[1])
+    return torch.where(mask.flatten(1), -1 / torch.expm1(r * torch.log1p(-p)), 0.0).reshape(h.shape)
+
+
+@every_kind
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("percent", [1, 100, 1000])
+def test_the_output_is_the_kept_units_over_their_inclusion_probability(
+    backend: str, dtype: torch.dtype, shape: tuple[int, ...], percent: float
+) -> None:
+    h = rectified(shape).to(dtype)
+    out, mask = sap(h, percent, return_mask=True, backend=backend)
+    assert (out.shape, out.dtype, mask.shape, mask.dtype) == (h.shape, dtype, h.shape, torch.bool)
+    assert not (mask & (h == 0)).any()
+    expected = h.double() * factor(h, mask, percent)
+    torch.testing.assert_close(out.double(), expected, rtol=EPSILON[dtype], atol=0)
+
+
+@every_kind
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_map_of_zeros_stays_zero(backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    out, mask = sap(torch.zeros(shape, dtype=dtype), return_mask=True, backend=backend)
+    assert not mask.any()
+    assert torch.equal(out, torch.zeros(shape, dtype=dtype))
+
+
+@every_kind
+def test_a_map_of_zeros_among_others_stays_zero_and_does_not_disturb_them(backend: str, dtype: torch.dtype) -> None:
+    h = rectified((3, 50)).to(dtype)
+    h[1] = 0
+    out = sap(h, backend=backend)
+    assert not out[1].any()
+    for row in (0, 2):
+        assert torch.equal(out[row], sap(h[row : row + 1], ids=torch.tensor([row]), backend=backend)[0])
+
+
+@every_kind
+@pytest.mark.parametrize("value", [1.0, -3.0, 1e-4, 1e4])
+@pytest.mark.parametrize("r", [1, 2, 64, 640])
+def test_a_single_unit_that_is_not_zero_is_kept_as_it_is(
+    backend: str, dtype: torch.dtype, value: float, r: int
+) -> None:
+    h = torch.zeros(4, 64, dtype=dtype)
+    h[:, 13] = value
+    assert torch.equal(sap(h, percent_for(r, 64), backend=backend), h)
+
+
+@every_kind
+def test_no_draws_leave_nothing(backend: str, dtype: torch.dtype) -> None:
+    out, mask = sap(rectified((3, 99)).to(dtype), 1, return_mask=True, backend=backend)
+    assert not out.any()
+    assert not mask.any()
+
+
+@every_kind
+def test_the_sign_of_a_unit_decides_nothing(backend: str, dtype: torch.dtype) -> None:
+    h = rectified((2, 300)).to(dtype)
+    assert torch.equal(sap(-h, backend=backend), -sap(h, backend=backend))
+
+
+# bfloat16 holds the same powers of ten as float32; units below 1e-38 are subnormal, with fewer digits.
+MAGNITUDES = [1e30, 1e20, 1e10, 1e-10, 1e-20, 1e-25, 1e-28, 1e-30, 1e-35, 1e-37, 1e-39]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [k for k in KINDS if k[1] != torch.float16], ids=str)
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_the_size_of_the_units_decides_nothing(backend: str, dtype: torch.dtype, magnitude: float) -> None:
+    """From 1e30 down to subnormal numbers: no nan, as many kept units as the law says, each with its scale."""
+    h = (rectified((4, 500)).clamp(max=4) * magnitude).to(dtype)
+    out, mask = sap(h, return_mask=True, backend=backend)
+    assert out.isfinite().all()
+    assert not (mask & (h == 0)).any()
+    expected = h.double() * factor(h, mask, 100)
+    smallest = float(torch.finfo(dtype).smallest_normal) * float(torch.finfo(dtype).eps)
+    torch.testing.assert_close(out.double(), expected, rtol=EPSILON[dtype], atol=2 * smallest)
+    like = sap(rectified((4, 500)).clamp(max=4).to(dtype), return_mask=True, backend=backend)[1]
+    assert abs(int(mask.sum()) - int(like.sum())) < 60  # about 170 of 500 are kept; rounding moves a few draws
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [k for k in KINDS if k[1] != torch.float16], ids=str)
+def test_units_of_very_different_sizes_are_finite_and_right(backend: str, dtype: torch.dtype) -> None:
+    h = (10.0 ** torch.linspace(-30, 30, 601, dtype=torch.float64)).to(dtype).expand(20, -1)
+    out, mask = sap(h, 1000, return_mask=True, backend=backend)
+    torch.testing.assert_close(out.double(), h.double() * factor(h, mask, 1000), rtol=2 * EPSILON[dtype], atol=0)
+    assert mask[:, -1].all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("value", [1e-39, 1e-42, 1.5e-45])
+def test_a_single_subnormal_unit_is_kept_as_it_is(backend: str, value: float) -> None:
+    h = torch.tensor([[0.0, value, 0.0]])
+    assert torch.equal(sap(h, backend=backend), h)
+
+
+@every_kind
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5, 7)])
+def test_nan_and_inf_are_refused(backend: str, dtype: torch.dtype, value: float, shape: tuple[int, ...]) -> None:
+    h = torch.ones(shape, dtype=dtype)
+    h[1].view(-1)[-1] = value
+    with pytest.raises(SapcoreError, match="the activation map holds nan or inf, but SAP needs finite activations"):
+        sap(h, backend=backend)
+
+
+@pytest.mark.parametrize("percent", [0, -5, float("nan"), float("inf"), "100", None, True])
+def test_a_senseless_percentage_is_refused(percent: object) -> None:
+    for refuse in (
+        lambda: sap(torch.ones(1, 5), percent),  # type: ignore[call-overload]
+        lambda: with_sap(nn.Sequential(nn.ReLU()), percent),  # type: ignore[arg-type]
+        lambda: SAP(percent, Noise()),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(SapcoreError, match=r"percent is .*, but must be a positive number"):
+            refuse()
+
+
+@pytest.mark.parametrize(
+    "h", [torch.ones(2, 3).int(), torch.ones(2, 3, dtype=torch.bool), torch.ones(3), torch.tensor(1.0)]
+)
+def test_a_map_that_is_not_float_or_has_no_units_is_refused(h: Tensor) -> None:
+    with pytest.raises(SapcoreError, match=r"but must be float with shape \(N, ...\)"):
+        sap(h)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()])
+def test_ids_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SapcoreError, match=r"ids has shape .*, but must be \(3,\), one per example"):
+        sap(torch.ones(3, 5), ids=torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 1)])
+def test_passes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SapcoreError, match="passes has shape"):
+        sap(torch.ones(3, 5), passes=torch.zeros(shape, dtype=torch.int64))
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(SapcoreError, match="backend is 'gpu', but must be one of auto, reference, cpu"):
+        sap(torch.ones(1, 5), backend="gpu")
+
+
+@every_kind
+def test_ids_and_passes_count_from_zero_by_default(backend: str, dtype: torch.dtype) -> None:
+    h = rectified((3, 80)).to(dtype)
+    named = sap(h, ids=torch.arange(3), passes=torch.zeros(3, dtype=torch.int64), backend=backend)
+    assert torch.equal(sap(h, backend=backend), named)
+
+
+@given(
+    order=st.permutations(range(6)), count=st.integers(1, 6), size=st.integers(1, 200), seed=st.integers(0, 2**64 - 1)
+)
+def test_a_mask_follows_from_the_map_and_its_names_alone(order: list[int], count: int, size: int, seed: int) -> None:
+    h = rectified((6, size)).float()
+    ids, passes = torch.tensor([5, 5, 7, 8, 9, 2**31]), torch.tensor([0, 1, 0, 3, 2**31, 1])
+    chosen = order[:count]
+    for backend in ("reference", "cpu"):
+        whole = sap(h, seed=seed, ids=ids, passes=passes, layer=2, return_mask=True, backend=backend)
+        part = sap(
+            h[chosen], seed=seed, ids=ids[chosen], passes=passes[chosen], layer=2, return_mask=True, backend=backend
+        )
+        assert torch.equal(part[0], whole[0][chosen])
+        assert torch.equal(part[1], whole[1][chosen])
+
+
+@every_kind
+def test_the_memory_layout_changes_nothing(backend: str, dtype: torch.dtype) -> None:
+    h = rectified((2, 6, 5, 4)).to(dtype)
+    layouts = [h.contiguous(), h.contiguous(memory_format=torch.channels_last), h.repeat(1, 1, 1, 2)[..., :4]]
+    outputs = [sap(x, return_mask=True, backend=backend) for x in layouts]
+    for out, mask in outputs:
+        assert torch.equal(out, outputs[0][0])
+        assert torch.equal(mask, outputs[0][1])
+        assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@every_kind
+def test_sap_does_not_change_its_input(backend: str, dtype: torch.dtype) -> None:
+    h = rectified((2, 6, 5, 4)).to(dtype).contiguous(memory_format=torch.channels_last)
+    before = h.clone()
+    sap(h, backend=backend)
+    assert torch.equal(h, before)
+
+
+# Gradient
+
+
+@every_kind
+@pytest.mark.parametrize("shape", [(3, 200), (2, 4, 6, 5)])
+def test_the_gradient_takes_mask_and_scale_as_constants(
+    backend: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    h = rectified(shape).to(dtype).requires_grad_()
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    out, mask = sap(h, return_mask=True, backend=backend)
+    (found,) = torch.autograd.grad(out, h, grad, retain_graph=True)
+    (unit,) = torch.autograd.grad(out, h, torch.ones_like(h))
+    assert torch.equal(found, grad * unit)
+    torch.testing.assert_close(unit.double(), factor(h.detach(), mask, 100), rtol=EPSILON[dtype], atol=0)
+    assert not mask.requires_grad
+
+
+@every_kind
+def test_the_output_is_the_same_with_and_without_a_gradient(backend: str, dtype: torch.dtype) -> None:
+    h = rectified((3, 200)).to(dtype)
+    assert torch.equal(sap(h, backend=backend), sap(h.clone().requires_grad_(), backend=backend))
+
+
+@every_kind
+def test_the_gradient_of_a_map_of_zeros_is_zero(backend: str, dtype: torch.dtype) -> None:
+    h = torch.zeros(2, 9, dtype=dtype, requires_grad=True)
+    sap(h, backend=backend).sum().backward()
+    assert h.grad is not None
+    assert not h.grad.any()
+
+
+@every_kind
+def test_there_is_no_gradient_graph_under_no_grad(backend: str, dtype: torch.dtype) -> None:
+    h = rectified((3, 20)).to(dtype).requires_grad_()
+    with torch.no_grad():
+        out = sap(h, backend=backend)
+    assert not out.requires_grad
+    assert out.grad_fn is None
+
+
+# with_sap
+
+
+def layers(model: nn.Module) -> Iterator[SAP]:
+    return (module for module in model.modules() if isinstance(module, SAP))
+
+
+def test_resnet20_gets_sap_after_each_of_its_19_relus_and_nowhere_else() -> None:
+    noisy = with_sap(ResNet20().eval(), 100)
+    pairs = [m for m in noisy.modules() if isinstance(m, nn.Sequential) and isinstance(m[-1], SAP)]
+    assert len(pairs) == len(list(layers(noisy))) == 19
+    assert all([type(part) for part in pair] == [nn.ReLU, SAP] for pair in pairs)
+    assert len([m for m in noisy.modules() if isinstance(m, nn.ReLU)]) == 19
+
+
+def test_each_layer_of_resnet20_prunes_its_own_map(digits: tuple[Tensor, Tensor], noisy: NoisyModel) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    handles = [m.register_forward_hook(lambda _m, x, y: seen.append((x[0], y))) for m in layers(noisy)]
+    with torch.no_grad():
+        noisy(digits[0][:2].float(), seed=3, passes=4)
+    for handle in handles:
+        handle.remove()
+    assert [tuple(h.shape[1:]) for h, _ in seen] == 7 * [(16, 32, 32)] + 6 * [(32, 16, 16)] + 6 * [(64, 8, 8)]
+    for place, (h, out) in enumerate(seen):
+        assert (h >= 0).all()
+        assert torch.equal(out, sap(h, 100, seed=3, passes=4, layer=place))
+        assert 0.2 < float((out != 0).sum() / (h != 0).sum()) < 0.95
+
+
+def test_the_original_network_is_untouched(digits: tuple[Tensor, Tensor]) -> None:
+    model = ResNet20().eval()
+    x = digits[0][:2].float()
+    modules, state, before = list(model.modules()), copy.deepcopy(model.state_dict()), model(x)
+    noisy = with_sap(model, 100)
+    noisy(x)
+    assert list(model.modules()) == modules
+    assert not list(layers(model))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(model(x), before)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.zero_()
+    assert torch.equal(model(x), before)
+
+
+class Twice(nn.Module):
+    """One ReLU module, called twice on the same map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.relu(x), self.relu(x)])
+
+
+class Two(nn.Module):
+    """Two ReLU modules on the same map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.first(x), self.second(x)])
+
+
+@pytest.mark.parametrize("model", [Twice(), Two()], ids=["one module twice", "two modules"])
+def test_each_call_of_a_relu_draws_a_mask_of_its_own(model: nn.Module) -> None:
+    x = torch.rand(3, 200, generator=torch.Generator().manual_seed(0))
+    first, second = with_sap(model, 100)(x, seed=7)
+    assert not torch.equal(first != 0, second != 0)
+    assert torch.equal(first, sap(x, 100, seed=7, layer=0))
+    assert torch.equal(second, sap(x, 100, seed=7, layer=1))
+
+
+def test_a_relu_that_is_known_by_two_names_is_followed_by_sap_under_both() -> None:
+    relu = nn.ReLU()
+    noisy = with_sap(nn.Sequential(nn.Linear(9, 50), relu, nn.Linear(50, 50), relu, nn.Linear(50, 50), relu), 100)
+    noisy(torch.ones(2, 9))
+    assert noisy.noise.layer == 3
+
+
+class Functional(nn.Module):
+    """A network whose activation is no module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
+@pytest.mark.parametrize("model", [Functional(), nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Identity()])
+def test_a_network_without_relu_modules_is_refused(model: nn.Module) -> None:
+    with pytest.raises(
+        SapcoreError, match="the network has no ReLU module to put noise after; make its activations modules"
+    ):
+        with_sap(model)
+
+
+def test_sap_can_follow_other_activations() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.GELU(), nn.ReLU())
+    assert len(list(layers(with_sap(model, after=(nn.Tanh, nn.GELU))))) == 2
+
+
+def test_a_relu_that_works_in_place_is_followed_by_sap_all_the_same() -> None:
+    x = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
+    noisy = with_sap(nn.Sequential(nn.Identity(), nn.ReLU(inplace=True)), 100)
+    assert torch.equal(noisy(x.clone()), sap(x.relu(), 100))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_training_flag_is_inherited_by_every_module(training: bool) -> None:
+    assert {module.training for module in with_sap(ResNet20().train(training)).modules()} == {training}
+
+
+def test_frozen_weights_stay_frozen(noisy: NoisyModel) -> None:
+    assert not any(parameter.requires_grad for parameter in noisy.parameters())
+
+
+def test_the_noise_does_not_look_at_the_training_flag() -> None:
+    noisy, x = with_sap(nn.Sequential(nn.Linear(5, 100), nn.ReLU())), torch.ones(1, 5)
+    assert torch.equal(noisy.eval()(x), noisy.train()(x))
+    assert (noisy(x) == 0).any()
+
+
+def test_the_same_arguments_give_the_same_output(digits: tuple[Tensor, Tensor], noisy: NoisyModel) -> None:
+    x = digits[0][:3].float()
+    names = {"seed": 2**63, "ids": torch.tensor([4, 10, 2]), "passes": torch.tensor([0, 5, 1])}
+    first = noisy(x, **names)
+    noisy(x)
+    assert torch.equal(noisy(x, **names), first)
+    for other in ({"seed": 1}, {"ids": torch.tensor([1, 0, 3])}, {"passes": 2}):
+        assert (noisy(x, **(names | other)) != first).any(1).all()
+
+
+def test_the_description_names_the_defence() -> None:
+    noisy = with_sap(nn.Sequential(nn.ReLU()), 25)
+    assert noisy.description == {"kind": "sap", "percent": 25}
+    assert "SAP(percent=25)" in repr(noisy)
+
+
+def test_a_layer_on_its_own_says_that_it_needs_its_networks_random_numbers() -> None:
+    with pytest.raises(SapcoreError, match="a SAP layer needs its network's random numbers"):
+        SAP(100, Noise())(torch.ones(1, 5))
+
+
+def test_a_network_in_bfloat16_and_one_with_the_reference_work_too(
+    digits: tuple[Tensor, Tensor], dense: nn.Module
+) -> None:
+    x = digits[0][:2].float()
+    fast, slow = with_sap(dense, 100), with_sap(dense, 100, backend="reference")
+    torch.testing.assert_close(fast(x), slow(x), rtol=1e-3, atol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast(x).isfinite().all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_predictions_do_not_depend_on_the_batch_size(
+    digits: tuple[Tensor, Tensor], noisy: NoisyModel, batch_size: int
+) -> None:
+    images = digits[0][:40]
+    whole = evaluation.predict(noisy, images, passes=3, batch_size=500)
+    parts = evaluation.predict(noisy, images, passes=3, batch_size=batch_size)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)

@@ -1,0 +1,219 @@
+"""The command line: each command explains itself, bad input is one sentence and exit code 2, and runs go on."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapcore import checkpoints, experiments, results, runner, training
+from sapcore.cli import main
+from sapcore.experiments import cells, settings
+
+TINY = ("--dataset", "digits", "--eps", "0", "3", "--examples", "3", "--passes", "2")
+COMMANDS = ("data", "train", "run", "status")
+
+
+def call(*arguments: str) -> int:
+    """The exit code, also where argparse leaves by itself."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return int(str(stop.code))
+
+
+def wanted(*figures: str) -> list[results.Cell]:
+    s = settings("digits", [0, 3], 3, 2)
+    return list(dict.fromkeys(cell for figure in figures for cell in cells(figure, s)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"usage: sapcore {command}" in text
+    description = text.split("\n\n")[1]
+    assert len(description) > 30
+    assert description[0].isupper()
+
+
+def test_the_command_itself_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"    {command} " in text for command in COMMANDS)
+
+
+SENSELESS: list[tuple[Sequence[str], str]] = [
+    (["run", "fig9"], "no figure is named 'fig9'; there are "),
+    (["status", "fig9"], "no figure is named 'fig9'; there are "),
+    (["run", "--dataset", "imagenet"], "dataset is 'imagenet', but must be one of cifar10, digits"),
+    (["run", *TINY, "--eps", "-1"], "eps is -1.0, but must be a number of 0 or more"),
+    (["run", *TINY, "--eps", "nan"], "eps is nan, but must be a number of 0 or more"),
+    (["run", *TINY, "--examples", "0"], "examples is 0, but must be a whole number from 1 to 500"),
+    (["run", *TINY, "--passes", "0"], "passes is 0, but must be a whole number from 1 on"),
+    (["run", *TINY, "--seed", "-1"], "seed is -1, but must be a whole number from 0 to"),
+    (["run", *TINY, "--device", "tpu7"], "device is 'tpu7', but must be cpu, cuda or cuda:N"),
+    (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, resnet20-digits"),
+    (["train", "resnet20-digits", "--device", "gpu"], "device is 'gpu', but must be cpu, cuda or cuda:N"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SENSELESS, ids=[" ".join(a) for a, _ in SENSELESS])
+def test_bad_input_gives_exit_code_2_and_one_sentence(
+    store: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], message: str
+) -> None:
+    assert call(*arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"sapcore: {message}")
+    assert output.err.count("\n") == 1
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--eps", "8/255"], "argument --eps: invalid float value: '8/255'"),
+        (["run", "--examples", "many"], "argument --examples: invalid int value: 'many'"),
+        (["train"], "the following arguments are required: name"),
+        ([], "the following arguments are required: command"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run", "--speed", "9"], "unrecognized arguments: --speed"),
+    ],
+)
+def test_input_that_cannot_be_read_gives_exit_code_2_and_says_which(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_run_fills_an_empty_store_and_status_then_says_present(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("status", "fig1c", *TINY) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "figure    wanted  present  stale  damaged  missing",
+        "fig1c          5        0      0        0        5",
+    ]
+    assert call("run", "fig1c", *TINY) == 0
+    output = capsys.readouterr()
+    table = [line.split() for line in output.out.splitlines()]
+    assert ["fig1c"] in table
+    assert {"dense vs dense", "SAP-100 vs SAP-100", "SAP-100 vs dense"} <= {" ".join(row[:3]) for row in table}
+    assert "100%" in output.err
+    assert call("status", "fig1c", *TINY) == 0
+    assert "fig1c          5        5      0        0        0" in capsys.readouterr().out
+    assert {results.state(cell) for cell in wanted("fig1c")} == {("present", "")}
+
+
+@pytest.mark.usefixtures("store")
+def test_a_second_run_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("run", "fig1c", *TINY) == 0
+    monkeypatch.setattr(runner, "compute", None)
+    assert call("run", "fig1c", *TINY) == 0
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing a cell costs nothing."""
+    result = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10}
+    monkeypatch.setattr(runner, "compute", lambda cell, device: result)
+
+
+@pytest.mark.usefixtures("free")
+def test_status_tells_stale_damaged_and_missing_apart(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third, *rest = wanted("fig1c")
+    results.write(dataclasses.replace(first, version=0), {}, {})
+    second.path.parent.mkdir(parents=True, exist_ok=True)
+    second.path.write_text("{")
+    results.write(third, runner.compute(third, None), {"device": "", "commit": "", "date": ""})  # type: ignore[arg-type]
+    assert call("status", "fig1c", *TINY) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["fig1c", "5", "1", "1", "1", str(len(rest))]
+    assert lines[2] == f"  {first.label}: stale, the code's version changed since it was computed"
+    assert lines[3].startswith(f"  {second.label}: damaged, {second.path.name} is not a whole result file")
+    assert call("run", "fig1c", *TINY) == 0
+    assert call("status", "fig1c", *TINY) == 0
+
+
+@pytest.mark.usefixtures("store", "free")
+def test_status_as_json_lists_every_cell_with_its_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("status", "--json", *TINY) == 1
+    before = json.loads(capsys.readouterr().out)
+    assert before.keys() == experiments.FIGURES.keys()
+    call("run", "fig1a", *TINY)
+    capsys.readouterr()
+    assert call("status", "fig1a", "--json", *TINY) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert after.keys() == {"fig1a"}
+    for found, cell in zip(after["fig1a"], wanted("fig1a"), strict=True):
+        assert found["state"] == "present"
+        assert (found["key"], found["cell"]) == (cell.key, cell.label)
+        assert found["spec"] == json.loads(json.dumps(cell.spec))
+    assert {row["state"] for row in before["fig1a"]} == {"missing"}
+
+
+@pytest.mark.usefixtures("store", "free")
+def test_all_figures_are_run_where_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", *TINY) == 0
+    capsys.readouterr()
+    assert call("status", *TINY) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(experiments.FIGURES)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_cell_that_fails_gives_exit_code_1_and_the_others_are_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = wanted("fig1c")[1]
+
+    def compute(cell: results.Cell, _: object) -> dict[str, Any]:
+        if cell == broken:
+            raise RuntimeError("out of memory")
+        return {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10}
+
+    monkeypatch.setattr(runner, "compute", compute)
+    assert call("run", "fig1c", *TINY) == 1
+    output = capsys.readouterr()
+    assert f"{broken.label}: RuntimeError: out of memory" in output.out + output.err
+    assert [results.state(cell)[0] for cell in wanted("fig1c")].count("missing") == 1
+
+
+@pytest.mark.usefixtures("store")
+def test_stopping_a_run_gives_exit_code_130_and_says_that_it_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "compute", stop)
+    assert call("run", "fig1c", *TINY) == 130
+    error = capsys.readouterr().err
+    assert "sapcore: stopped; what is finished is stored, and the same command goes on from there" in error
+    assert "Traceback" not in error
+
+
+def test_train_trains_and_says_how_good(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(training, "train", lambda name, device: asked.append((name, device)))
+    assert call("train", "resnet20-digits", "--device", "cpu") == 0
+    assert asked == [("resnet20-digits", "cpu")]
+    accuracy = checkpoints.card("resnet20-digits")["test_accuracy"]
+    assert capsys.readouterr().out == f"resnet20-digits: {accuracy:.2%} of the test images are right\n"
+
+
+def test_the_installed_command_ends_with_exit_code_2_and_no_traceback() -> None:
+    command = Path(sys.executable).with_name("sapcore")
+    done = subprocess.run([command, "status", "fig9"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("sapcore: no figure is named 'fig9'")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,200 @@
+"""Accuracy is of the mean softmax over fresh passes, and its interval is Wilson's."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sapcore import attacks, evaluation, runner
+from sapcore.errors import SapcoreError
+from sapcore.evaluation import accuracy, predict
+from sapcore.experiments import cells, settings
+from sapcore.randomness import NoisyModel
+from sapcore.sap import with_sap
+
+Watch = Callable[[nn.Module], list[int]]
+Images = tuple[Tensor, Tensor]
+
+
+def scored(correct: int, images: int) -> evaluation.Accuracy:
+    probabilities = torch.zeros(images, 2)
+    probabilities[:correct, 1] = 1
+    probabilities[correct:, 0] = 1
+    return accuracy(probabilities, torch.ones(images, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_is_the_one_that_newcombe_tabulates(correct: int, images: int, low: float, high: float) -> None:
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", Table I, method 3."""
+    found = scored(correct, images)
+    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+
+
+@given(images=st.integers(1, 2000), share=st.floats(0, 1))
+def test_the_interval_is_wilsons_formula(images: int, share: float) -> None:
+    correct = round(share * images)
+    found, z, p = scored(correct, images), 1.959963984540054, correct / images
+    centre = (p + z * z / (2 * images)) / (1 + z * z / images)
+    half = z * math.sqrt(p * (1 - p) / images + z * z / (4 * images**2)) / (1 + z * z / images)
+    assert found.low == pytest.approx(centre - half, abs=1e-12)
+    assert found.high == pytest.approx(centre + half, abs=1e-12)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert (found.correct, found.images) == (correct, images)
+
+
+def test_accuracy_counts_where_the_largest_probability_is_the_labels() -> None:
+    probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]])
+    assert accuracy(probabilities, torch.tensor([1, 2, 2])).correct == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 500])
+def test_predict_is_the_mean_softmax_over_the_passes(noisy: NoisyModel, digits: Images, batch_size: int) -> None:
+    x, ids = digits[0][:6], torch.tensor([4, 1, 7, 9, 2, 0])
+    with torch.no_grad():
+        each = [noisy(x.float(), seed=5, ids=ids, passes=number).double().softmax(1) for number in range(4)]
+    found = predict(noisy, x, passes=4, seed=5, ids=ids, batch_size=batch_size)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found.sum(1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.stack(each).mean(0), rtol=0, atol=1e-5)
+
+
+def test_the_mean_is_of_probabilities_not_of_votes_or_logits() -> None:
+    class Moody(NoisyModel):
+        def forward(self, x: Tensor, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
+            sure = torch.as_tensor(passes)[:, None] == 0
+            return torch.where(sure, torch.tensor([[9.0, 0.0]]), torch.tensor([[-0.1, 0.1]]))
+
+    with torch.no_grad():
+        found = predict(Moody(nn.Identity(), noisy_state(), {}).eval(), torch.zeros(1, 3), passes=3)
+    assert found.argmax(1).tolist() == [0]  # two of three votes are for the other class
+
+
+def noisy_state() -> Any:
+    from sapcore.randomness import Noise
+
+    return Noise()
+
+
+def test_a_deterministic_network_is_run_once_whatever_the_passes(
+    dense: nn.Module, digits: Images, watch: Watch
+) -> None:
+    rows = watch(dense)
+    found = predict(dense, digits[0][:5], passes=100)
+    assert rows == [5]
+    torch.testing.assert_close(found, dense(digits[0][:5].float()).double().softmax(1), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("images", "passes", "batch_size"), [(3, 7, 5), (7, 3, 4), (1, 20, 6), (5, 5, 64)])
+def test_no_forward_pass_sees_more_rows_than_the_batch_size(
+    noisy: NoisyModel, digits: Images, watch: Watch, images: int, passes: int, batch_size: int
+) -> None:
+    rows = watch(noisy)
+    predict(noisy, digits[0][:images], passes=passes, batch_size=batch_size)
+    assert max(rows) <= batch_size
+    assert sum(rows) == images * passes
+
+
+def test_predictions_follow_the_names_of_the_images_not_their_places(noisy: NoisyModel, digits: Images) -> None:
+    order = torch.tensor([5, 2, 3])
+    whole = predict(noisy, digits[0][:6], passes=3)
+    torch.testing.assert_close(predict(noisy, digits[0][order], passes=3, ids=order), whole[order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 2}, {"passes": 4}, {"ids": torch.arange(6) + 6}])
+def test_predictions_of_a_noisy_network_depend_on_seed_names_and_number_of_passes(
+    noisy: NoisyModel, digits: Images, changed: dict[str, Any]
+) -> None:
+    expected = predict(noisy, digits[0][:6], passes=3)
+    assert ((predict(noisy, digits[0][:6], **({"passes": 3} | changed)) - expected).abs() > 0).any(1).all()
+
+
+def seeds_of_passes(model: NoisyModel, use: Callable[[], object]) -> set[tuple[int, int, int]]:
+    """The (seed, id, pass) of every noisy forward pass that `use` makes."""
+    seen: set[tuple[int, int, int]] = set()
+
+    def note(_model: nn.Module, _x: object, names: dict[str, Any]) -> None:
+        seen.update(
+            (names["seed"], *pair) for pair in zip(names["ids"].tolist(), names["passes"].tolist(), strict=True)
+        )
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    use()
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_passes_of_evaluation_are_not_those_of_the_attack(noisy: NoisyModel, digits: Images, seed: int) -> None:
+    x, y = digits[0][:3], digits[1][:3]
+    attacked = seeds_of_passes(noisy, lambda: attacks.fgsm(noisy, x, y, 4, passes=5, seed=seed))
+    attacked |= seeds_of_passes(noisy, lambda: attacks.iterative(noisy, x, y, 4, steps=2, passes=5, seed=seed))
+    evaluated = seeds_of_passes(noisy, lambda: predict(noisy, x, passes=5, seed=seed))
+    assert (len(attacked), len(evaluated)) == (30, 15)
+    assert not attacked & evaluated
+
+
+def test_a_cell_is_evaluated_on_passes_that_its_attack_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch, dense: nn.Module
+) -> None:
+    model = with_sap(dense, 100)
+    monkeypatch.setattr(runner, "defended", lambda *_: model)
+    runner._direction.cache_clear()
+    seeds: dict[bool, set[int]] = {True: set(), False: set()}
+    model.register_forward_pre_hook(
+        lambda _model, _x, names: seeds[torch.is_grad_enabled()].add(names["seed"]), with_kwargs=True
+    )
+    (cell,) = cells("fig1b", settings("digits", eps=4, examples=2, passes=2))[-1:]
+    runner.compute(cell, torch.device("cpu"))
+    runner._direction.cache_clear()
+    assert len(seeds[True]) == len(seeds[False]) == 1
+    assert not seeds[True] & seeds[False]
+
+
+@pytest.mark.parametrize("passes", [0, -1, 1.5, "3", True, None])
+def test_senseless_passes_are_refused(noisy: NoisyModel, dense: nn.Module, digits: Images, passes: Any) -> None:
+    for model in (noisy, dense):
+        with pytest.raises(SapcoreError, match=r"passes is .*, but must be a whole number of 1 or more"):
+            predict(model, digits[0][:1], passes=passes)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_a_senseless_batch_size_is_refused(noisy: NoisyModel, digits: Images, batch_size: Any) -> None:
+    with pytest.raises(SapcoreError, match=r"batch_size is .*, but must be a whole number of 1 or more"):
+        predict(noisy, digits[0][:1], passes=1, batch_size=batch_size)
+
+
+def test_a_network_in_training_mode_is_refused(digits: Images) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    with pytest.raises(SapcoreError, match="the network is in training mode"):
+        predict(model, digits[0][:1])
+
+
+def test_an_unknown_precision_is_refused(dense: nn.Module, digits: Images) -> None:
+    with pytest.raises(SapcoreError, match="precision is 'fp8', but must be one of float32, bfloat16"):
+        predict(dense, digits[0][:1], precision="fp8")
+
+
+def test_ids_of_another_length_are_refused(noisy: NoisyModel, dense: nn.Module, digits: Images) -> None:
+    for ids in (torch.arange(2), torch.arange(4)):
+        for model in (noisy, dense):
+            with pytest.raises(SapcoreError, match="ids has shape"):
+                predict(model, digits[0][:3], passes=1, ids=ids)
+
+
+def test_bfloat16_arithmetic_gives_nearly_the_same(noisy: NoisyModel, digits: Images) -> None:
+    found = predict(noisy, digits[0][:20], passes=2, precision="bfloat16")
+    expected = predict(noisy, digits[0][:20], passes=2)
+    assert (found.argmax(1) == expected.argmax(1)).double().mean() >= 0.9
+    assert found.dtype == torch.float64
+
+
+def test_predict_makes_no_gradient_graph(noisy: NoisyModel, digits: Images) -> None:
+    assert not predict(noisy, digits[0][:1].float().requires_grad_(), passes=1).requires_grad

@@ -1,0 +1,271 @@
+"""The list of cells per figure, the check of a chapter's parameters, and the tidy frame."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapcore import experiments, results, runner
+from sapcore.checkpoints import CheckpointError
+from sapcore.errors import SapcoreError
+from sapcore.experiments import EPS, PERCENTS, Settings, cells, settings, stored, table
+from sapcore.results import Attack, Defence
+from tests.test_results import ORIGIN, RESULT
+
+FIGURES = ("fig1a", "fig1b", "fig1c")
+
+
+@pytest.fixture
+def cifar10_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of weights, also where the network for CIFAR-10 is not there yet."""
+    monkeypatch.setattr("sapcore.checkpoints.sha256", lambda name: "ab" * 32)
+
+
+SENSELESS: list[tuple[dict[str, Any], str]] = [
+    ({"dataset": "imagenet"}, "dataset is 'imagenet', but must be one of cifar10, digits"),
+    ({"dataset": None}, "dataset is None, but must be one of cifar10, digits"),
+    ({"eps": -1}, "eps is -1, but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": "8/255"}, "eps is '8/255', but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": "4"}, "eps is '4', but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": float("nan")}, "eps is nan, but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": float("inf")}, "eps is inf, but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": True}, "eps is True, but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": [1, -2]}, "eps is -2, but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": [1, None]}, "eps is None, but must be a number of 0 or more, in pixel units (0-255), such as 4"),
+    ({"eps": []}, "eps is an empty list, but must hold one number or more, in pixel units (0-255)"),
+    ({"examples": 0}, "examples is 0, but must be a whole number from 1 to 10000"),
+    ({"examples": -5}, "examples is -5, but must be a whole number from 1 to 10000"),
+    ({"examples": 10_001}, "examples is 10001, but must be a whole number from 1 to 10000"),
+    ({"examples": 501, "dataset": "digits"}, "examples is 501, but must be a whole number from 1 to 500"),
+    ({"examples": 1.5}, "examples is 1.5, but must be a whole number from 1 to 10000"),
+    ({"examples": "all"}, "examples is 'all', but must be a whole number from 1 to 10000"),
+    ({"examples": True}, "examples is True, but must be a whole number from 1 to 10000"),
+    ({"passes": 0}, "passes is 0, but must be a whole number from 1 on"),
+    ({"passes": 2.0}, "passes is 2.0, but must be a whole number from 1 on"),
+    ({"seed": -1}, "seed is -1, but must be a whole number from 0 to 2**64 - 1"),
+    ({"seed": 2**64}, "seed is 18446744073709551616, but must be a whole number from 0 to 2**64 - 1"),
+    ({"seed": None}, "seed is None, but must be a whole number from 0 to 2**64 - 1"),
+    ({"seed": "0"}, "seed is '0', but must be a whole number from 0 to 2**64 - 1"),
+    ({"steps": 0}, "steps is 0, but must be a whole number from 1 on"),
+    ({"steps": None}, "steps is None, but must be a whole number from 1 on"),
+    ({"step": 0}, "step is 0, but must be a positive number, in pixel units"),
+    ({"step": "2/255"}, "step is '2/255', but must be a positive number, in pixel units"),
+    ({"step": float("inf")}, "step is inf, but must be a positive number, in pixel units"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SENSELESS, ids=str)
+def test_a_senseless_parameter_stops_with_one_sentence(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SapcoreError) as caught:
+        settings(**arguments)
+    assert str(caught.value) == message
+    assert caught.value._render_traceback_() == [f"SapcoreError: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("eps", "expected"),
+    [
+        (None, None),
+        (4, (4,)),
+        (4.0, (4,)),
+        (0.5, (0.5,)),
+        ([4, 1, 4.0], (1, 4)),
+        ((0,), (0,)),
+        (-0.0, (0,)),
+        (300, (300,)),
+    ],
+)
+def test_eps_is_one_value_or_a_list_in_order_and_each_once(eps: Any, expected: Any) -> None:
+    found = settings(eps=eps).eps
+    assert found == expected
+    assert [type(e) for e in found or ()] == [type(e) for e in expected or ()]
+
+
+def test_settings_that_mean_the_same_are_the_same() -> None:
+    assert settings(step=1.0, eps=[4.0]) == settings(step=1, eps=4)
+    for figure in FIGURES:
+        one, other = (cells(figure, settings("digits", 4, step=step)) for step in (1, 1.0))
+        assert [cell.key for cell in one] == [cell.key for cell in other]
+
+
+def test_the_books_own_settings_are_the_default_ones() -> None:
+    assert settings() == Settings()
+    assert settings().default
+    for change in ({"eps": 4}, {"dataset": "digits"}, {"seed": 1}, {"examples": 5}, {"passes": 5}, {"steps": 5}):
+        assert not settings(**change).default
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figure_1a_is_dense_and_six_levels_of_sap_under_noise_on_the_papers_grid() -> None:
+    found = cells("fig1a")
+    assert len(found) == 7 * 8
+    assert {(cell.defence.label, cell.attack.eps) for cell in found} == {
+        (label, eps)
+        for label in ("dense", "SAP-5", "SAP-10", "SAP-25", "SAP-50", "SAP-100", "SAP-200")
+        for eps in (0, 1, 2, 4, 8, 16, 32, 64)
+    }
+    assert {cell.attack.kind for cell in found if cell.attack.eps} == {"noise"}
+    assert {cell.attack.source for cell in found} == {None}
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figure_1b_attacks_each_network_by_its_own_gradient() -> None:
+    for cell in cells("fig1b"):
+        if cell.attack.eps:
+            passes = 100 if cell.defence.noisy else 1
+            assert cell.attack == Attack("fgsm", cell.attack.eps, cell.defence, "mean_of_gradients", passes)
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figure_1c_is_dense_sap_against_itself_and_sap_against_dense() -> None:
+    found = [(cell.defence.label, cell.attack.source and cell.attack.source.label) for cell in cells("fig1c")]
+    assert list(dict.fromkeys(pair for pair in found if pair[1])) == [
+        ("dense", "dense"), ("SAP-100", "SAP-100"), ("SAP-100", "dense"),
+    ]  # fmt: skip
+    assert {(c.attack.step, c.attack.steps) for c in cells("fig1c") if c.attack.eps} == {(1, 10)}
+    assert {c.attack.passes for c in cells("fig1c") if c.attack.eps} == {1, 10}
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_the_default_sizes_are_those_of_the_first_round() -> None:
+    """1,000 test images and 100 passes for noisy networks, all 10,000 images for the dense one."""
+    for figure in FIGURES:
+        for cell in cells(figure):
+            noisy = cell.defence.noisy
+            assert (cell.dataset, cell.examples, cell.passes) == ("cifar10", *((1000, 100) if noisy else (10_000, 1)))
+            assert cell.seed == 0
+    for cell in cells("fig1b", settings("digits")):
+        assert (cell.examples, cell.passes) == ((100, 10) if cell.defence.noisy else (500, 1))
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figures_share_the_cells_without_perturbation() -> None:
+    clean = {figure: {cell for cell in cells(figure) if not cell.attack.eps} for figure in FIGURES}
+    assert clean["fig1a"] == clean["fig1b"]
+    assert clean["fig1c"] == {cell for cell in clean["fig1b"] if cell.defence in (Defence(), Defence("sap", 100))}
+    assert all(cell.attack == Attack() for cell in clean["fig1a"])
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_lists_each_cell_once(figure: str) -> None:
+    found = cells(figure)
+    assert len(found) == len(set(found)) == len({cell.key for cell in found})
+
+
+def test_given_sizes_count_for_every_cell_and_the_gradient() -> None:
+    for cell in cells("fig1b", settings("digits", 4, examples=20, passes=3, seed=9)):
+        assert (cell.examples, cell.passes, cell.seed) == (20, 3 if cell.defence.noisy else 1, 9)
+        assert cell.attack.passes == cell.passes
+    for cell in cells("fig1c", settings("digits", 4, passes=30)):
+        assert cell.attack.passes in (1, 3)
+    for cell in cells("fig1c", settings("digits", 4, passes=3, step=0.5, steps=7)):
+        assert (cell.attack.passes, cell.attack.step, cell.attack.steps) == (1, 0.5, 7)
+
+
+@pytest.mark.parametrize("figure", ["fig9", "", None])
+def test_an_unknown_figure_is_refused(figure: Any) -> None:
+    with pytest.raises(SapcoreError, match=r"no figure is named .*; there are .*fig1a, fig1b, fig1c"):
+        cells(figure)
+    with pytest.raises(SapcoreError, match="no figure is named"):
+        stored(figure, settings("digits"))
+
+
+def test_without_the_checkpoint_the_cells_cannot_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sapcore.checkpoints.CHECKPOINTS", tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint is named 'resnet20-digits'"):
+        cells("fig1a", settings("digits"))
+
+
+TINY: dict[str, Any] = {"dataset": "digits", "eps": [0, 3], "examples": 4, "passes": 2}
+
+
+def test_a_table_computes_what_is_missing_and_has_one_row_per_point(store: Path) -> None:
+    frame = table("fig1c", settings(**TINY, steps=2))
+    assert list(frame["series"].unique()) == ["dense vs dense", "SAP-100 vs SAP-100", "SAP-100 vs dense"]
+    assert frame.groupby("series")["eps"].apply(list).tolist() == [[0, 3]] * 3
+    assert frame.attrs["missing"] == []
+    assert frame.attrs["figure"] == "fig1c"
+    assert (frame["low"] <= frame["accuracy"]).all()
+    assert (frame["accuracy"] <= frame["high"]).all()
+    assert (frame["images"] == 4).all()
+    assert not frame.isna().any(axis=None)
+    noisy = frame["series"] != "dense vs dense"
+    assert frame["passes"].tolist() == [2 if n else 1 for n in noisy]
+    clean = frame[(frame["eps"] == 0) & noisy]["accuracy"]
+    assert clean.nunique() == 1
+
+
+def test_a_table_is_read_from_the_store_the_second_time(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = table("fig1a", settings(**TINY))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(runner, "compute", refuse)
+    assert table("fig1a", settings(**TINY)).equals(first)
+
+
+def test_the_numbers_do_not_depend_on_which_cells_are_computed_together(store: Path) -> None:
+    both = table("fig1b", settings(**TINY))
+    for path in store.rglob("*.json"):
+        path.unlink()
+    alone = table("fig1b", settings(**{**TINY, "eps": 3}))
+    expected = both[both["eps"] == 3].reset_index(drop=True)
+    assert alone["correct"].tolist() == expected["correct"].tolist()
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_the_books_own_cells_are_never_computed_by_a_chapter(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a chapter began to compute for hours")
+
+    monkeypatch.setattr(runner, "run", refuse)
+    frame = table("fig1b", settings())
+    assert frame.empty
+    assert len(frame.attrs["missing"]) == 7 * 8
+
+
+def test_a_frame_names_the_cells_that_are_not_stored(store: Path) -> None:
+    wanted = cells("fig1b", settings(**TINY))
+    results.write(wanted[1], RESULT, ORIGIN)
+    frame = stored("fig1b", settings(**TINY))
+    assert frame[["series", "eps", "accuracy", "device", "commit"]].to_numpy().tolist() == [
+        ["dense", 3, 0.5, "a computer", "abc"]
+    ]
+    assert len(frame.attrs["missing"]) == len(wanted) - 1
+    assert "SAP-100 fgsm eps 3" in frame.attrs["missing"]
+
+
+def test_a_table_raises_the_error_of_a_cell_that_failed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("in the middle")
+
+    monkeypatch.setattr(runner, "compute", fail)
+    with pytest.raises(ZeroDivisionError, match="in the middle"):
+        table("fig1a", settings(**TINY))
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_point_of_a_figure_has_a_cell_of_the_same_eps_and_defence(figure: str) -> None:
+    s = settings("digits")
+    wanted = experiments.FIGURES[figure](s)
+    for cell, series, eps in experiments._points(figure, s, wanted):
+        assert cell.attack.eps == eps
+        assert series.split(" vs ")[0] == cell.defence.label
+        if eps and " vs " in series:
+            assert cell.attack.source is not None
+            assert series.split(" vs ")[1] == cell.attack.source.label
+
+
+def test_the_committed_cells_for_digits_are_all_present(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAPCORE_RESULTS", raising=False)
+    for figure in experiments.FIGURES:
+        assert {results.state(cell) for cell in cells(figure, settings("digits"))} == {("present", "")}
+
+
+def test_constants_are_the_papers() -> None:
+    assert EPS == (0, 1, 2, 4, 8, 16, 32, 64)
+    assert PERCENTS == (5, 10, 25, 50, 100, 200)
+    assert dataclasses.asdict(Settings())["dataset"] == "cifar10"

@@ -1,0 +1,225 @@
+"""A training that is killed goes on to the same weights, bit for bit."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sapcore import checkpoints, data, training
+from sapcore.errors import SapcoreError
+from sapcore.training import RECIPES, Recipe, _Run, train
+
+RECIPE = Recipe("digits", schedule=((3, 0.1), (1, 0.01)), batch_size=32, pad=2, seed=5)
+SCRIPT = """
+import sys
+from pathlib import Path
+from sapcore import checkpoints, data
+from tests.test_training import RECIPE, few_digits
+from sapcore.training import train
+
+checkpoints.CHECKPOINTS = Path(sys.argv[1])
+data.load = few_digits(data.load)
+train("small", RECIPE, "cpu", Path(sys.argv[2]), progress=False)
+"""
+
+
+def few_digits(load: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """`data.load` with a few images only."""
+    return lambda dataset, split: tuple(t[:160] for t in load(dataset, split))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A small data set, and folders for checkpoints and state under the returned one."""
+    monkeypatch.setattr(data, "load", few_digits(data.load))
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path / "checkpoints")
+    return tmp_path
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / "checkpoints" / "small.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights that RECIPE ends in."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", few_digits(data.load))
+        patch.setattr(checkpoints, "CHECKPOINTS", folder / "checkpoints")
+        train("small", RECIPE, "cpu", folder / "state", progress=False)
+    return weights(folder)
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SCRIPT, str(folder / "checkpoints"), str(folder / "state")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, env=os.environ | threads, cwd=Path(__file__).parent.parent)
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights_bit_for_bit(
+    few: Path, uninterrupted: dict[str, Tensor]
+) -> None:
+    """SIGKILL once the first epoch is on disk, then go on; against a training without interruption."""
+    state = few / "state" / "small.safetensors"
+    process = start(few)
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (few / "checkpoints" / "small.safetensors").exists(), "the kill came too late to show anything"
+    assert 1 <= _Run("small", RECIPE, torch.device("cpu"), few / "state").epoch < RECIPE.epochs
+
+    train("small", RECIPE, "cpu", few / "state", progress=False)
+    assert not state.exists()
+    assert_same(weights(few), uninterrupted)
+    assert [row["epoch"] for row in checkpoints.card("small")["history"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 4])
+def test_a_training_can_be_stopped_after_any_epoch(few: Path, uninterrupted: dict[str, Tensor], epoch: int) -> None:
+    """Also after the last, before the checkpoint is written."""
+    run = _Run("small", RECIPE, torch.device("cpu"), few / "state")
+    for _ in range(epoch):
+        run.train_one_epoch()
+    train("small", RECIPE, "cpu", few / "state", progress=False)
+    assert_same(weights(few), uninterrupted)
+
+
+def test_half_an_epoch_leaves_no_trace(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Run("small", RECIPE, torch.device("cpu"), few / "state")
+    run.train_one_epoch()
+    before = run.path.read_bytes()
+
+    def stop(*_: object) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_augment", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.train_one_epoch()
+    assert run.path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_a_training_that_goes_on_leaves_the_global_generators_alone(few: Path) -> None:
+    """Its epochs draw from their own; only torch's constructors draw from the global one, which is put back here."""
+    state = torch.get_rng_state()
+    run = _Run("small", RECIPE, torch.device("cpu"), few / "state")
+    torch.set_rng_state(state)
+    run.train_one_epoch()
+
+
+def test_the_trained_network_is_committed_with_its_card(few: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, schedule=((2, 0.1),))
+    model = train("small", recipe, "cpu", few / "state", progress=False)
+    assert not model.training
+    card = checkpoints.card("small")
+    assert card["recipe"]["schedule"] == [[2, 0.1]]
+    assert card["recipe"]["seed"] == 5
+    assert card["test_images"] == 160
+    right = (model(data.load("digits", "test")[0].float()).argmax(1) == data.load("digits", "test")[1]).double().mean()
+    assert card["test_accuracy"] == pytest.approx(float(right))
+    assert [row["lr"] for row in card["history"]] == [0.1, 0.1]
+    assert card["history"][1]["loss"] < card["history"][0]["loss"]
+    assert card["provenance"][0]["device"]
+    loaded = checkpoints.load("small")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"batch_size": 64}, {"schedule": ((5, 0.1),)}, {"mirror": False}])
+def test_a_state_that_another_recipe_left_is_refused(few: Path, change: dict[str, object]) -> None:
+    _Run("small", RECIPE, torch.device("cpu"), few / "state").train_one_epoch()
+    before = (few / "state" / "small.safetensors").read_bytes()
+    with pytest.raises(SapcoreError, match=r"small.safetensors is a training by another recipe; move it away or"):
+        train("small", dataclasses.replace(RECIPE, **change), "cpu", few / "state", progress=False)  # type: ignore[arg-type]
+    assert (few / "state" / "small.safetensors").read_bytes() == before
+
+
+def test_a_damaged_state_is_refused_by_name(few: Path) -> None:
+    _Run("small", RECIPE, torch.device("cpu"), few / "state").train_one_epoch()
+    path = few / "state" / "small.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SapcoreError, match=r"small\.safetensors"):
+        train("small", RECIPE, "cpu", few / "state", progress=False)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(
+        SapcoreError, match=r"^no recipe is named 'resnet56'; there are resnet20-cifar10, resnet20-digits$"
+    ):
+        train("resnet56")
+
+
+def test_the_recipe_for_cifar10_is_the_papers() -> None:
+    recipe = RECIPES["resnet20-cifar10"]
+    rates = [recipe.learning_rate(epoch) for epoch in range(recipe.epochs)]
+    assert rates == 100 * [0.5] + 30 * [0.05] + 20 * [0.005]
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (512, 0.9, 1e-4)
+    assert (recipe.pad, recipe.mirror) == (4, True)
+
+
+def test_the_schedule_ends() -> None:
+    assert RECIPE.epochs == 4
+    with pytest.raises(IndexError):
+        RECIPE.learning_rate(4)
+
+
+def test_weight_decay_is_on_weights_and_scales_and_not_on_biases_and_shifts(few: Path) -> None:
+    run = _Run("small", RECIPE, torch.device("cpu"), few / "state")
+    decayed, free = run.optimizer.param_groups
+    names = {parameter: name for name, parameter in run.model.named_parameters()}
+    assert {names[p].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}
+    assert {names[p].rsplit(".", 1)[1] for p in free["params"]} == {"bias"}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0)
+    assert set(names.values()) - {names[p] for g in (decayed, free) for p in g["params"]} == {"norm_input.weight"}
+
+
+def test_augmentation_crops_from_the_padded_image_and_mirrors_half_of_them(few: Path) -> None:
+    run = _Run("small", RECIPE, torch.device("cpu"), few / "state")
+    images = data.load("digits", "train")[0]
+    chosen = torch.zeros(400, dtype=torch.int64)
+    crops = run._augment(chosen, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[:1].float(), (2,) * 4, value=127)[0]
+    possible = {}
+    for top in range(5):
+        for left in range(5):
+            crop = padded[:, top : top + 32, left : left + 32]
+            possible[crop.numpy().tobytes()] = (top, left, False)
+            possible[crop.flip(2).contiguous().numpy().tobytes()] = (top, left, True)
+    found = [possible[crop.contiguous().numpy().tobytes()] for crop in crops]
+    assert len(set(found)) == 50
+    assert 150 < sum(mirrored for _, _, mirrored in found) < 250  # false alarm: 6e-7
+
+
+def test_every_epoch_sees_every_image_once_in_another_order(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Run("small", RECIPE, torch.device("cpu"), few / "state")
+    orders: list[list[int]] = []
+    augment = training._Run._augment
+
+    def note(self: _Run, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        orders[-1].extend(chosen.tolist())
+        return augment(self, chosen, generator)
+
+    monkeypatch.setattr(training._Run, "_augment", note)
+    for _ in range(2):
+        orders.append([])
+        run.train_one_epoch()
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(160))
+    assert orders[0] != orders[1]
