@@ -38,7 +38,13 @@ def card(name: str) -> dict[str, Any]:
     if not path.exists():
         at_hand = ", ".join(names()) or "none"
         raise CheckpointError(f"no checkpoint is named {name!r}; at hand: {at_hand}; `sapcore train {name}` trains one")
-    return json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or "sha256" not in content:
+        raise CheckpointError(f"{path} is damaged; {_way_back(name)}")
+    return content
 
 
 def load(name: str) -> nn.Module:
@@ -48,12 +54,11 @@ def load(name: str) -> nn.Module:
     """
     expected = card(name)["sha256"]
     path = CHECKPOINTS / f"{name}.safetensors"
-    way_back = f"restore it with `git checkout -- data/checkpoints` or train it again with `sapcore train {name}`"
     if not path.exists():
-        raise CheckpointError(f"{path} is missing; {way_back}")
+        raise CheckpointError(f"{path} is missing; {_way_back(name)}")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != expected:
-        raise CheckpointError(f"{path} is truncated or altered: its sha256 is not the model card's; {way_back}")
+        raise CheckpointError(f"{path} is truncated or altered: its sha256 is not the model card's; {_way_back(name)}")
     model = ResNet20()
     model.load_state_dict(safetensors.torch.load(content))
     return model.eval().requires_grad_(False)
@@ -62,3 +67,7 @@ def load(name: str) -> nn.Module:
 def sha256(name: str) -> str:
     """The checkpoint's sha256 as its card says: it is part of the key of every cell computed from it."""
     return str(card(name)["sha256"])
+
+
+def _way_back(name: str) -> str:
+    return f"restore it with `git checkout -- data/checkpoints` or train it again with `sapcore train {name}`"

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.randomness import NoisyModel
+from sapcore.randomness import NoisyModel, per_example
 
 PRECISIONS = ("float32", "bfloat16")
 BATCH_SIZE = 64
@@ -54,14 +54,14 @@ def predict(
     does not depend on it but for float rounding.
     """
     require_eval_mode(model)
-    device = device_of(model)
+    device, count = device_of(model), count_passes(model, passes)
     outputs = []
     for rows, names in batches(len(x), ids, batch_size):
         images = as_pixels(x[rows], device)
         total = torch.zeros((), device=device, dtype=torch.float64)
         for _, logits in noisy_passes(model, images, names, seed, range(passes), batch_size, precision):
             total = total + logits.double().softmax(-1).sum(0)
-        outputs.append((total / count_passes(model, passes)).cpu())
+        outputs.append((total / count).cpu())
     return torch.cat(outputs)
 
 
@@ -88,7 +88,7 @@ def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice
     """Slices of at most `batch_size` of n examples, each with the names of its examples."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise SapcoreError(f"batch_size is {batch_size!r}, but must be a whole number of 1 or more")
-    ids = torch.arange(n) if ids is None else ids
+    ids, _ = per_example(n, ids, 0)
     for start in range(0, n, batch_size):
         rows = slice(start, min(start + batch_size, n))
         yield rows, ids[rows]
@@ -108,8 +108,8 @@ def require_eval_mode(model: nn.Module) -> None:
 
 
 def as_pixels(x: Tensor, device: torch.device) -> Tensor:
-    """Images as floats on the device, channels_last if 4-D."""
-    x = x.to(device).float() if not x.is_floating_point() else x.to(device)
+    """Images as float32 on the device, channels_last if 4-D."""
+    x = x.to(device, torch.float32)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 

@@ -51,7 +51,8 @@ def accuracy_against_eps(frame: pd.DataFrame, title: str) -> Figure:
         _draw_published(axes, frame, grid)
     axes.set(title=title, xlabel=EPS_LABEL, ylabel="accuracy (%)", ylim=(-3, 103))
     axes.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if names:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.tight_layout()
     return figure
 
@@ -177,7 +178,11 @@ def published_table(frame: pd.DataFrame) -> Markdown:
                      f"{100 * ours:+.1f}" if p.minus else f"{100 * ours:.1f}", p.source))  # fmt: skip
     if frame.attrs["settings"].dataset != "cifar10" or not rows:
         return Markdown("*The published numbers are for CIFAR-10 and for other perturbations than those shown here.*")
-    return Markdown(pd.DataFrame(rows, columns=["accuracy", "published", "ours", "source"]).to_markdown(index=False))
+    return Markdown(
+        pd.DataFrame(rows, columns=["accuracy", "published", "ours", "source"]).to_markdown(
+            index=False, disable_numparse=True
+        )
+    )
 
 
 def origin(frame: pd.DataFrame) -> Markdown:

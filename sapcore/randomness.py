@@ -71,6 +71,17 @@ def uniform(seed: int, ids: Tensor, passes: Tensor, layer: int, count: int, purp
     return (words(seed, ids, passes, layer, count, purpose).double() + 0.5) * 2.0**-32
 
 
+def per_example(n: int, ids: Tensor | None, passes: Tensor | int) -> tuple[Tensor, Tensor]:
+    """ids (default 0..n-1) and passes (one number serves all) as int64 (n,)."""
+    ids = torch.arange(n) if ids is None else torch.as_tensor(ids)
+    passes = torch.as_tensor(passes)
+    if ids.shape != (n,):
+        raise SapcoreError(f"ids has shape {tuple(ids.shape)}, but must be ({n},), one per example")
+    if passes.shape not in ((), (n,)):
+        raise SapcoreError(f"passes has shape {tuple(passes.shape)}, but must be one number or ({n},), one per example")
+    return ids, passes.expand(n)
+
+
 class Noise:
     """Which random numbers the layers of a network draw now: shared by them, set by `NoisyModel.forward`."""
 
@@ -106,9 +117,6 @@ class NoisyModel(nn.Module):
         """
         split_seed(seed)
         self.noise.seed = seed
-        self.noise.ids = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
-        self.noise.passes = torch.as_tensor(passes).expand(len(x))
-        if self.noise.ids.shape != (len(x),):
-            raise SapcoreError(f"ids has shape {tuple(self.noise.ids.shape)}, but must be ({len(x)},), one per example")
+        self.noise.ids, self.noise.passes = per_example(len(x), ids, passes)
         self.noise.layer = 0
         return self.model(x)

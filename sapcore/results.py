@@ -12,6 +12,14 @@ VERSION = 1
 """Counted up when a change of the code changes what a spec means; cells of another version are stale."""
 
 
+def _whole_as_int(spec: Any, *names: str) -> None:
+    """4.0 and 4 are the same number, and must have the same key."""
+    for name in names:
+        value = getattr(spec, name)
+        if value is not None and value == int(value):
+            object.__setattr__(spec, name, int(value))
+
+
 @dataclasses.dataclass(frozen=True)
 class Defence:
     """What is done to the pretrained network."""
@@ -20,6 +28,9 @@ class Defence:
     """`dense` (nothing) or `sap`."""
     percent: float | None = None
     """SAP's k: draws in percent of a map's units."""
+
+    def __post_init__(self) -> None:
+        _whole_as_int(self, "percent")
 
     @property
     def label(self) -> str:
@@ -45,6 +56,13 @@ class Attack:
     """Monte Carlo passes per gradient; 1 on the dense network."""
     step: float = 0
     steps: int = 0
+
+    def __post_init__(self) -> None:
+        _whole_as_int(self, "eps", "step")
+
+
+RESULT_FIELDS = {"accuracy", "low", "high", "correct", "images"}
+PROVENANCE_FIELDS = {"device", "commit", "date"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +117,13 @@ def read(cell: Cell) -> dict[str, Any] | None:
         content = json.loads(cell.path.read_text())
     except (OSError, ValueError):
         return None
-    whole = isinstance(content, dict) and content.get("spec") == cell.spec
-    return content if whole and {"result", "provenance"} <= content.keys() else None
+    whole = (
+        isinstance(content, dict)
+        and content.get("spec") == cell.spec
+        and set(content.get("result") or ()) >= RESULT_FIELDS
+        and set(content.get("provenance") or ()) >= PROVENANCE_FIELDS
+    )
+    return content if whole else None
 
 
 def state(cell: Cell) -> tuple[str, str]:
@@ -113,6 +136,8 @@ def state(cell: Cell) -> tuple[str, str]:
         try:
             other = json.loads(path.read_text())["spec"]
         except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not isinstance(other, dict):
             continue
         changed = [name for name, value in cell.spec.items() if other.get(name) != value]
         if changed and set(changed) <= {"checkpoint_sha256", "version"}:

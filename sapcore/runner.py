@@ -21,8 +21,9 @@ def run(cells: Iterable[Cell], device: str | None = None, progress: bool = True)
     """
     on = provenance.device(device)
     todo = [cell for cell in cells if results.read(cell) is None]
-    for dataset in {cell.dataset for cell in todo}:
+    for dataset, checkpoint in {(cell.dataset, cell.checkpoint) for cell in todo}:
         data.load(dataset, "test")
+        checkpoints.load(checkpoint)
     failed: list[tuple[Cell, Exception]] = []
     with tqdm(total=sum(map(_work, todo)), unit="pass", unit_scale=True, disable=not (progress and todo)) as bar:
         for cell in todo:

@@ -112,9 +112,12 @@ class _Run:
 
     def _resume(self) -> None:
         content = self.path.read_bytes()
-        tensors = safetensors.torch.load(content)
-        header_length = int.from_bytes(content[:8], "little")
-        state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
+        try:
+            tensors = safetensors.torch.load(content)
+            header_length = int.from_bytes(content[:8], "little")
+            state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
+        except (safetensors.SafetensorError, ValueError, KeyError):
+            raise SapcoreError(f"{self.path} is damaged; remove it to train from the start") from None
         if state["recipe"] != json.loads(json.dumps(dataclasses.asdict(self.recipe))):
             raise SapcoreError(f"{self.path} is a training by another recipe; move it away or restore the recipe")
         self.epoch, self.history, self.origins = state["epoch"], state["history"], state["origins"]

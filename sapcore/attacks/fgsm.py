@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.steps import check_eps, in_batches
-from sapcore.evaluation import BATCH_SIZE, count_passes
+from sapcore.evaluation import BATCH_SIZE, as_pixels, count_passes
 from sapcore.randomness import stream
 
 
@@ -29,7 +29,7 @@ def fgsm(
     """
     eps = check_eps(eps)
     direction = fgsm_direction(model, x, y, passes, seed, ids, estimator, batch_size, precision)
-    return torch.clamp(x + eps * direction, 0, 255)
+    return torch.clamp(as_pixels(x, x.device) + eps * direction, 0, 255)
 
 
 def fgsm_direction(

@@ -16,6 +16,7 @@ from sapcore.evaluation import count_passes, noisy_passes
 Estimator = Callable[[nn.Module, Tensor, Tensor, Tensor, int, range, int, str], Tensor]
 
 
+@torch.enable_grad()
 def mean_of_gradients(
     model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
 ) -> Tensor:
@@ -26,11 +27,13 @@ def mean_of_gradients(
     gradient = torch.zeros_like(x)
     leaf = x.detach().requires_grad_()
     for _, logits in noisy_passes(model, leaf, ids, seed, passes, batch_size, precision):
-        loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="sum")
+        # in float64: where the network is nearly certain, softmax - 1 has no digits left in float32
+        loss = F.cross_entropy(logits.double().flatten(0, 1), y.repeat(len(logits)), reduction="sum")
         gradient += torch.autograd.grad(loss, leaf)[0]
     return gradient / count_passes(model, len(passes))
 
 
+@torch.enable_grad()
 def gradient_of_mean(
     model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
 ) -> Tensor:

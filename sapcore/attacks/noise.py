@@ -1,11 +1,13 @@
 """Random noise of the size of an attack: what a perturbation does that knows nothing of the network (Fig. 1a)."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from sapcore.attacks.steps import check_eps
+from sapcore.attacks.steps import check_eps, check_pixels
 from sapcore.evaluation import as_pixels
-from sapcore.randomness import stream, words
+from sapcore.randomness import per_example, stream, words
 
 
 def noise(x: Tensor, eps: float, seed: int = 0, ids: Tensor | None = None) -> Tensor:
@@ -15,7 +17,8 @@ def noise(x: Tensor, eps: float, seed: int = 0, ids: Tensor | None = None) -> Te
     The signs depend on (seed, id, pixel) alone.
     """
     eps = check_eps(eps)
-    ids = torch.arange(len(x)) if ids is None else ids
-    word = words(stream(seed, "noise"), ids, torch.zeros_like(ids), 0, x[0].numel())
+    check_pixels(x)
+    ids, passes = per_example(len(x), ids, 0)
+    word = words(stream(seed, "noise"), ids, passes, 0, math.prod(x.shape[1:]))
     sign = ((word & 1) * 2 - 1).reshape(x.shape).to(x.device)
     return torch.clamp(as_pixels(x, x.device) + eps * sign, 0, 255)

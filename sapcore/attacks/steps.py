@@ -17,6 +17,12 @@ def check_eps(eps: float) -> float:
     return float(eps)
 
 
+def check_pixels(x: Tensor) -> None:
+    """Stop if a pixel is not in [0, 255]."""
+    if x.numel() and not (float(x.min()) >= 0 and float(x.max()) <= 255):
+        raise SapcoreError(f"pixels lie in [{float(x.min()):g}, {float(x.max()):g}], but must lie in [0, 255]")
+
+
 def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     """Back into the l-infinity ball of radius eps round x and into [0, 255]."""
     return torch.clamp(torch.clamp(x_adv, x - eps, x + eps), 0, 255)
@@ -34,8 +40,7 @@ def in_batches(
     require_eval_mode(model)
     if len(x) != len(y):
         raise SapcoreError(f"there are {len(x)} images but {len(y)} labels")
-    if len(x) and (float(x.min()) < 0 or float(x.max()) > 255):
-        raise SapcoreError(f"pixels lie in [{float(x.min()):g}, {float(x.max()):g}], but must lie in [0, 255]")
+    check_pixels(x)
     device = device_of(model)
     done = [
         attack(as_pixels(x[rows], device), y[rows].to(device), names).to(x.device)

@@ -38,6 +38,7 @@ S32 = u64(32)
 BLOCK = 64  # units per partial sum, for finding a missing draw's unit
 CHUNK = 512  # counters whose random words are made at once
 TWO_32, TWO_M32 = f32(2.0**32), f32(2.0**-32)
+TWO_40 = f32(2.0**WEIGHT_BITS)
 LN2 = f32(math.log(2))
 SQRT_HALF_BITS = 0x3F3504F3
 EXPONENT_BITS = 0x7F800000
@@ -195,24 +196,31 @@ def _poisson(mean, c1, c2, c3, k0, k1):
 
 
 @njit(**FAST)
-def _largest(magnitude):
-    """The largest magnitude's bits; nan and inf come out as EXPONENT_BITS or above."""
+def _largest(h):
+    """The bits of the largest |h|; nan and inf come out as EXPONENT_BITS or above."""
     bits = i32(0)
-    for i in range(len(magnitude)):
-        bits = max(bits, _as_int(magnitude[i]))
+    for i in range(len(h)):
+        bits = max(bits, _as_int(abs(h[i])))
     return bits
 
 
 @njit(**FAST)
-def _block_weight(magnitude, power):
+def _normalize(h, power1, power2, magnitude):
+    """|h| times a power of two that brings the largest into [1/2, 1)."""
+    for i in range(len(h)):
+        magnitude[i] = abs(h[i]) * power1 * power2
+
+
+@njit(**FAST)
+def _block_weight(magnitude):
     total = i64(0)
     for i in range(len(magnitude)):
-        total += i64(magnitude[i] * power)
+        total += i64(magnitude[i] * TWO_40)
     return total
 
 
 @njit(**FAST)
-def _draw_missing(missing, magnitude, power, bound, keep, c1, c2, c3, k0, k1):
+def _draw_missing(missing, magnitude, bound, keep, c1, c2, c3, k0, k1):
     """Make the missing draws one by one: find a block of units by bisection, then the unit by adding up."""
     total = bound[len(bound) - 1]
     for t in range(missing):
@@ -225,7 +233,7 @@ def _draw_missing(missing, magnitude, power, bound, keep, c1, c2, c3, k0, k1):
         reached = bound[block - 1] if block > 0 else i64(0)
         unit = block * BLOCK
         while True:
-            reached += i64(magnitude[unit] * power)
+            reached += i64(magnitude[unit] * TWO_40)
             if reached > target:
                 break
             unit += 1
@@ -252,23 +260,22 @@ def _scale_row(h, magnitude, keep, inverse_l1, r, out, factor):
 
 @njit(**FAST)
 def _sap_row(h, r, magnitude, keep, words, bound, c1, c2, layer, k0, k1):
-    """Choose one row's kept units into `keep`; return 1 / sum |h|, 0 for a map of zeros, -1 for nan or inf."""
+    """Choose one row's kept units; return 1 / sum of magnitudes, 0 if that is 0, -1 for nan or inf."""
     a = len(h)
-    for i in range(a):
-        magnitude[i] = abs(h[i])
-    bits = _largest(magnitude)
+    bits = _largest(h)
     if bits >= i32(EXPONENT_BITS):
         return f32(-1.0)
     if bits == 0 or r == 0:
         keep[:] = False
         return f32(0.0)
     exponent = math.frexp(_as_float(bits))[1]
-    power = f32(math.ldexp(1.0, WEIGHT_BITS - exponent))
+    half = exponent // 2  # in two steps, because 2**149 is no float32
+    _normalize(h, f32(math.ldexp(1.0, -half)), f32(math.ldexp(1.0, half - exponent)), magnitude)
     total = i64(0)
     for b in range(len(bound)):
-        total += _block_weight(magnitude[b * BLOCK : min(a, (b + 1) * BLOCK)], power)
+        total += _block_weight(magnitude[b * BLOCK : min(a, (b + 1) * BLOCK)])
         bound[b] = total
-    l1 = math.ldexp(float(total), exponent - WEIGHT_BITS)
+    l1 = math.ldexp(float(total), -WEIGHT_BITS)
     m = max(0.0, r - MARGIN * math.sqrt(r))
     rate = f32(m / l1)
     quarter = (a + 3) // 4
@@ -292,7 +299,7 @@ def _sap_row(h, r, magnitude, keep, words, bound, c1, c2, layer, k0, k1):
         if arrived <= r:
             break
         attempt += 1
-    _draw_missing(r - arrived, magnitude, power, bound, keep, c1, c2, u64(layer | MISSING << 16), k0, k1)
+    _draw_missing(r - arrived, magnitude, bound, keep, c1, c2, u64(layer | MISSING << 16), k0, k1)
     return f32(1.0 / l1)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.randomness import Noise, NoisyModel
+from sapcore.randomness import Noise, NoisyModel, per_example
 from sapcore.sap import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu")
@@ -48,12 +48,12 @@ def sap(
     if h.dim() < 2 or not h.is_floating_point():
         raise SapcoreError(f"h is {h.dtype} with shape {tuple(h.shape)}, but must be float with shape (N, ...)")
     r = reference.draws(percent, h[0].numel() if len(h) else 0)
-    ids = torch.arange(len(h), device=h.device) if ids is None else ids.to(h.device)
-    if ids.shape != (len(h),):
-        raise SapcoreError(f"ids has shape {tuple(ids.shape)}, but must be ({len(h)},), one per example")
-    passes = torch.as_tensor(passes, device=h.device).expand(len(h))
+    ids, passes = (t.to(h.device) for t in per_example(len(h), ids, passes))
+    has_kernel = h.device.type == "cpu" and h.dtype in cpu.DTYPES
+    if backend == "cpu" and not has_kernel:
+        raise SapcoreError(f"backend cpu takes float32 and bfloat16 maps on the CPU, but h is {h.dtype} on {h.device}")
     if backend == "auto":
-        backend = "cpu" if h.device.type == "cpu" and h.dtype in cpu.DTYPES else "reference"
+        backend = "cpu" if has_kernel else "reference"
     out, mask = _Sap.apply(h, r, seed, ids, passes, layer, return_mask, backend)
     return (out, mask) if return_mask else out
 
@@ -118,7 +118,7 @@ def insert_after(model: nn.Module, after: tuple[type[nn.Module], ...], make: Any
     copied = copy.deepcopy(model)
     found = 0
     for parent in list(copied.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children leaves out repeated modules
             if isinstance(child, after):
                 setattr(parent, name, nn.Sequential(child, make()).train(child.training))
                 found += 1

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from sapcore.errors import SapcoreError
-from sapcore.randomness import philox, split_seed, words
+from sapcore.randomness import LOW, philox, split_seed, words
 
 MARGIN = 1.0
 """m = r - MARGIN sqrt(r): a wider margin means fewer redraws (16 % here) and more missing draws."""
 WEIGHT_BITS = 40
-"""|h| becomes a whole number below 2**40, so that its sums do not depend on their order."""
+"""Normalized |h| becomes a whole number below 2**40, so that its sums do not depend on their order."""
 LARGEST_MAP = 2**22
+MOST_DRAWS = 2**30
 FIRST_ARRIVALS, REPEATS, MISSING = 0, 1, 2
 
 
@@ -32,7 +33,10 @@ def draws(percent: float, size: int) -> int:
     """r = int(percent / 100 * a), the number of draws from a map of a units (Sec. 4.1)."""
     if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 < percent < math.inf:
         raise SapcoreError(f"percent is {percent!r}, but must be a positive number, as in SAP-100")
-    return int(percent * size / 100)
+    r = int(percent * size / 100)
+    if r > MOST_DRAWS:
+        raise SapcoreError(f"percent is {percent!r}, which asks for {r} draws, but {MOST_DRAWS} is the most")
+    return r
 
 
 def scale(p: Tensor, r: int) -> Tensor:
@@ -76,14 +80,14 @@ def sample(h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int
     h: (N, a) rows of units; ids, passes: int64 (N,). Returns bool (N, a). The law is that of h rounded
     to float32.
     """
-    weight = _whole_weights(h)
+    magnitude = normalized(h).float()
+    weight = (magnitude.double() * 2.0**WEIGHT_BITS).long()
     total = weight.sum(1)
+    ids, passes = ids & LOW, passes & LOW
     if r == 0 or h.numel() == 0:
         return torch.zeros_like(weight, dtype=torch.bool)
-    magnitude = h.abs().float()
-    largest = magnitude.amax(1)
     m = max(0.0, r - MARGIN * math.sqrt(r))
-    l1 = torch.ldexp(total.double(), torch.frexp(largest)[1].int() - WEIGHT_BITS)
+    l1 = total.double() * 2.0**-WEIGHT_BITS
     rate = magnitude * torch.where(total > 0, m / l1, 0.0).float()[:, None]
 
     keep = torch.zeros_like(weight, dtype=torch.bool)
@@ -114,17 +118,18 @@ def sample(h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int
     return keep
 
 
-def _whole_weights(h: Tensor) -> Tensor:
-    """|h| in units of 2**-40 of the largest |h|'s power of two, int64 (N, a)."""
+def normalized(h: Tensor) -> Tensor:
+    """|h| times a power of two that brings each row's largest into [1/2, 1), float64 (N, a); p stays the same."""
     if h.shape[1] > LARGEST_MAP:
         raise SapcoreError(f"the map has {h.shape[1]} units, but SAP takes {LARGEST_MAP} at most")
+    magnitude = h.abs().double()
     if h.numel() == 0:
-        return torch.zeros(h.shape, dtype=torch.int64, device=h.device)
-    magnitude = h.abs().float()
+        return magnitude
     if not torch.isfinite(magnitude).all():
         raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
     exponent = torch.frexp(magnitude.amax(1, keepdim=True))[1]
-    return torch.ldexp(magnitude.double(), WEIGHT_BITS - exponent).long()
+    half = exponent // 2  # in two steps, because 2**1074 is no float64
+    return torch.ldexp(torch.ldexp(magnitude, -half), half - exponent)
 
 
 def _exponential(word: Tensor) -> Tensor:
@@ -189,8 +194,9 @@ def forward(h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: in
     flat = to_units(h)
     keep = sample(flat, r, seed, ids, passes, layer)
     wide = flat if flat.dtype == torch.float64 else flat.float()
-    l1 = wide.abs().sum(1, keepdim=True)
-    p = torch.where(l1 > 0, wide.abs() / l1, 0.0)
+    magnitude = normalized(flat).to(wide.dtype)
+    l1 = magnitude.sum(1, keepdim=True)
+    p = torch.where(l1 > 0, magnitude / l1, 0.0)
     factor = torch.where(keep, scale(p, r), 0.0)
     out = (wide * factor).to(h.dtype)
     return from_units(out, h), from_units(factor.to(h.dtype), h), from_units(keep, h)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class UnitRange(nn.Module):
-    """A network on 0-255 as torchattacks wants it: on 0-1."""
+    """A network on 0-255 as torchattacks wants it: on 0-1, with logits in float64, so that its loss loses no digits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -13,7 +13,7 @@ class UnitRange(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x * 255)
+        return self.model(x * 255).double()
 
 
 class Linear(nn.Module):
