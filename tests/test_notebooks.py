@@ -217,7 +217,7 @@ FAULTS: dict[str, tuple[Callable[[Notebook], None], str]] = {
     "injected parameters": (tag(2, "tags", value=["injected-parameters"]), "papermill injected"),
     "home": (stream("stdout", "read from /home/me/data"), "an absolute path in its output"),
     "root": (text("text/plain", "PosixPath('/root/x')"), "an absolute path in its output"),
-    "work": (text("text/html", "<a href='/work/main/data'>"), "an absolute path in its output"),
+    "work": (text("text/html", "<a href='/work/x/data'>"), "an absolute path in its output"),
     "tmp": (text("text/markdown", "`/tmp/x`"), "an absolute path in its output"),
     "windows": (stream("stdout", r"C:\Users\me"), "an absolute path in its output"),
     "path in code": (change(2, source="open('/home/me/data')"), "an absolute path in its source"),
