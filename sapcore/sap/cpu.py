@@ -1,9 +1,10 @@
 """SAP's fused CPU kernel: `reference.sample` and its scaling in short loops over each map, rows in parallel.
 
 The loops are written so that LLVM turns each into vector instructions: no branches, 32-bit words, and
-logarithms and exponentials as polynomials. Integer sums (fixed point) make the result independent of
-the order of additions. Rows of float32 or bfloat16 units in channels_last order come in, go out, and
-nothing else touches memory but two scratch rows that stay in the cache.
+logarithms and exponentials as polynomials. Scales are computed only for the units that are kept, which
+are packed side by side first. Integer sums (fixed point) make the result independent of the order of
+additions. Rows of float32 or bfloat16 units in channels_last order come in, go out, and nothing else
+touches memory but each worker's scratch rows, which stay in the cache.
 """
 
 import math
@@ -11,7 +12,9 @@ import math
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit, prange
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -35,7 +38,8 @@ M0, M1 = u64(0xD2511F53), u64(0xCD9E8D57)
 W0, W1 = u64(0x9E3779B9), u64(0xBB67AE85)
 S32 = u64(32)
 
-BLOCK = 64  # units per partial sum, for finding a missing draw's unit
+LANES = 16  # units that are packed at a time
+BLOCK = LANES  # units per partial sum, for finding a missing draw's unit
 CHUNK = 512  # counters whose random words are made at once
 TWO_32, TWO_M32 = f32(2.0**32), f32(2.0**-32)
 TWO_40 = f32(2.0**WEIGHT_BITS)
@@ -63,6 +67,105 @@ def _as_float(typingctx, x):
         return builder.bitcast(args[0], context.get_value_type(numba.float32))
 
     return numba.float32(numba.int32), codegen
+
+
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
+LONGS = ir.VectorType(ir.IntType(64), LANES)
+
+
+def _pointer(context, builder, kind, array, index, vector):
+    """Where LANES elements of an array begin, as a pointer to a vector."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _mask(context, builder, kind, keep, index):
+    """LANES bytes of `keep` as a vector of bits, and how many are set."""
+    flags = builder.load(_pointer(context, builder, kind, keep, index, BYTES), align=1)
+    mask = builder.icmp_unsigned("!=", flags, ir.Constant(BYTES, None))
+    word = ir.IntType(LANES)
+    count = builder.call(_llvm(builder, word, [word], f"ctpop.i{LANES}"), [builder.bitcast(mask, word)])
+    return mask, builder.zext(count, ir.IntType(64))
+
+
+def _llvm(builder, result, arguments, name):
+    return get_or_insert_function(builder.module, ir.FunctionType(result, arguments), f"llvm.{name}")
+
+
+@intrinsic
+def _pack(typingctx, source, i, keep, target, n):
+    """Append those of source[i : i + LANES] that are kept to target[:n]; return how many."""
+
+    def codegen(context, builder, signature, args):
+        source, i, keep, target, n = args
+        mask, count = _mask(context, builder, signature.args[2], keep, i)
+        values = builder.load(_pointer(context, builder, signature.args[0], source, i, FLOATS), align=4)
+        compress = _llvm(builder, FLOATS, [FLOATS, mask.type, FLOATS], f"experimental.vector.compress.v{LANES}f32")
+        packed = builder.call(compress, [values, mask, ir.Constant(FLOATS, ir.Undefined)])
+        builder.store(packed, _pointer(context, builder, signature.args[3], target, n, FLOATS), align=4)
+        return count
+
+    return numba.int64(source, i, keep, target, n), codegen
+
+
+@intrinsic
+def _unpack(typingctx, source, n, keep, i, target, j):
+    """The inverse: target[j : j + LANES] from source[n:] where keep[i : i + LANES], else 0; return how many."""
+
+    def codegen(context, builder, signature, args):
+        source, n, keep, i, target, j = args
+        mask, count = _mask(context, builder, signature.args[2], keep, i)
+        first = builder.gep(context.make_array(signature.args[0])(context, builder, source).data, [n])
+        expand = _llvm(builder, FLOATS, [first.type, mask.type, FLOATS], f"masked.expandload.v{LANES}f32")
+        values = builder.call(expand, [first, mask, ir.Constant(FLOATS, None)])
+        builder.store(values, _pointer(context, builder, signature.args[4], target, j, FLOATS), align=4)
+        return count
+
+    return numba.int64(source, n, keep, i, target, j), codegen
+
+
+@intrinsic
+def _block_weight(typingctx, magnitude, i):
+    """The sum of the whole numbers magnitude * 2**40 over LANES units from i on."""
+
+    def codegen(context, builder, signature, args):
+        magnitude, i = args
+        values = builder.load(_pointer(context, builder, signature.args[0], magnitude, i, FLOATS), align=4)
+        scaled = builder.fmul(values, ir.Constant(FLOATS, [2.0**WEIGHT_BITS] * LANES))
+        add = _llvm(builder, ir.IntType(64), [LONGS], f"vector.reduce.add.v{LANES}i64")
+        return builder.call(add, [builder.fptosi(scaled, LONGS)])
+
+    return numba.int64(magnitude, i), codegen
+
+
+@intrinsic
+def _load(typingctx, x):
+    """A float32 as it is; a bfloat16, given as uint16, as a float32."""
+
+    def codegen(context, builder, signature, args):
+        if signature.args[0] == numba.float32:
+            return args[0]
+        word = ir.IntType(32)
+        return builder.bitcast(builder.shl(builder.zext(args[0], word), word(16)), ir.FloatType())
+
+    return numba.float32(x), codegen
+
+
+@intrinsic
+def _rounded(typingctx, x, like):
+    """A float32 as an element of `like`: as it is, or rounded to the nearest bfloat16, given as uint16."""
+
+    def codegen(context, builder, signature, args):
+        if signature.return_type == numba.float32:
+            return args[0]
+        word = ir.IntType(32)
+        bits = builder.bitcast(args[0], word)
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        up = builder.add(builder.add(bits, word(0x7FFF)), odd)
+        return builder.trunc(builder.lshr(up, word(16)), ir.IntType(16))
+
+    return like.dtype(numba.float32, like), codegen
 
 
 @njit(inline="always", **FAST)
@@ -114,17 +217,6 @@ def _one_minus_exp(t):
     expm1 = y * f * f + f
     power = _as_float(i32(i32(n + i32(127)) << i32(23)))
     return (f32(1.0) - power) - power * expm1
-
-
-@njit(inline="always", **FAST)
-def _load_bfloat16(x):
-    return _as_float(i32(u32(x) << u32(16)))
-
-
-@njit(inline="always", **FAST)
-def _store_bfloat16(x):
-    bits = u32(_as_int(x))
-    return np.uint16((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16))
 
 
 @njit(**FAST)
@@ -200,7 +292,7 @@ def _largest(h):
     """The bits of the largest |h|; nan and inf come out as EXPONENT_BITS or above."""
     bits = i32(0)
     for i in range(len(h)):
-        bits = max(bits, _as_int(abs(h[i])))
+        bits = max(bits, _as_int(abs(_load(h[i]))))
     return bits
 
 
@@ -208,78 +300,134 @@ def _largest(h):
 def _normalize(h, power1, power2, magnitude):
     """|h| times a power of two that brings the largest into [1/2, 1)."""
     for i in range(len(h)):
-        magnitude[i] = abs(h[i]) * power1 * power2
+        magnitude[i] = abs(_load(h[i])) * power1 * power2
 
 
 @njit(**FAST)
-def _block_weight(magnitude):
-    total = i64(0)
-    for i in range(len(magnitude)):
-        total += i64(magnitude[i] * TWO_40)
-    return total
+def _targets(low, high, total, targets):
+    """Whole numbers below total, each from 53 bits of two words."""
+    for t in range(len(targets)):
+        u = (float(low[t] >> u32(5)) * 2.0**26 + float(high[t] >> u32(6))) * 2.0**-53
+        targets[t] = min(i64(u * float(total)), total - 1)
 
 
 @njit(**FAST)
-def _draw_missing(missing, magnitude, bound, keep, c1, c2, c3, k0, k1):
-    """Make the missing draws one by one: find a block of units by bisection, then the unit by adding up."""
+def _halve(bound, half, target, block):
+    """One step of a bisection for every draw at once."""
+    for t in range(len(target)):
+        block[t] += i64(half) if bound[block[t] + half - 1] <= target[t] else i64(0)
+
+
+@njit(**FAST)
+def _first_units(bound, target, block, unit):
+    """Each block's first unit, and what is left of the target there."""
+    for t in range(len(target)):
+        target[t] -= bound[block[t] - 1] if block[t] > 0 else i64(0)
+        unit[t] = block[t] * BLOCK
+        block[t] = unit[t]
+
+
+@njit(**FAST)
+def _next_units(magnitude, i, target, first, unit):
+    """Take unit i of its block off each target; the draw's unit is a later one if something is left."""
+    for t in range(len(target)):
+        target[t] -= i64(magnitude[first[t] + i] * TWO_40)
+        unit[t] += target[t] >= 0
+
+
+@njit(**FAST)
+def _draw_missing(missing, magnitude, bound, keep, words, found, c1, c2, c3, k0, k1):
+    """Make the missing draws, many at once: find a block of units by bisection, then the unit by adding up."""
     total = bound[len(bound) - 1]
-    for t in range(missing):
-        if t % 2 == 0:
-            w0, w1, w2, w3 = _philox(u64(t >> 1), c1, c2, c3, k0, k1)
-        high, low = (w0, w1) if t % 2 == 0 else (w2, w3)
-        u = (float(high >> u64(5)) * 2.0**26 + float(low >> u64(6))) * 2.0**-53
-        target = min(i64(u * float(total)), total - 1)
-        block = np.searchsorted(bound, target, side="right")
-        reached = bound[block - 1] if block > 0 else i64(0)
-        unit = block * BLOCK
-        while True:
-            reached += i64(magnitude[unit] * TWO_40)
-            if reached > target:
-                break
-            unit += 1
-        keep[unit] = True
+    for start in range(0, missing, 2 * CHUNK):
+        count = min(2 * CHUNK, missing - start)
+        half = (count + 1) // 2
+        _fill_words(words, start // 2, half, c1, c2, c3, k0, k1)
+        target, block, unit = found[0, :count], found[1, :count], found[2, :count]
+        _targets(words[0, :half], words[1, :half], total, target[:half])
+        _targets(words[2, : count - half], words[3, : count - half], total, target[half:])
+        block[:] = 0
+        left = len(bound)
+        while left > 1:
+            _halve(bound, left // 2, target, block)
+            left -= left // 2
+        _first_units(bound, target, block, unit)
+        for i in range(BLOCK):
+            _next_units(magnitude, i, target, block, unit)
+        for t in range(count):
+            keep[unit[t]] = True
 
 
 @njit(**FAST)
-def _scale_row(h, magnitude, keep, inverse_l1, r, out, factor):
-    """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest."""
+def _scales(p, inverse_l1, largest, r):
+    """In place: magnitudes of kept units to 1 / (1 - (1 - p)^r)."""
     r = f32(r)
-    if _as_float(_largest(magnitude)) * inverse_l1 < f32(2.0**-7):
-        for i in range(len(h)):
-            p = magnitude[i] * inverse_l1
-            log = -p * (f32(1.0) + p * (f32(1 / 2) + p * (f32(1 / 3) + p * f32(1 / 4))))
-            factor[i] = f32(1.0) / _one_minus_exp(r * log) if keep[i] else f32(0.0)
+    if largest * inverse_l1 < f32(2.0**-7):
+        for i in range(len(p)):
+            q = p[i] * inverse_l1
+            log = -q * (f32(1.0) + q * (f32(1 / 2) + q * (f32(1 / 3) + q * f32(1 / 4))))
+            p[i] = f32(1.0) / _one_minus_exp(r * log)
     else:
-        for i in range(len(h)):
-            p = min(magnitude[i] * inverse_l1, f32(1.0))
-            log = _log_of_complement(p, f32(1.0) - p)
-            factor[i] = f32(1.0) / _one_minus_exp(r * log) if keep[i] else f32(0.0)
-    for i in range(len(h)):
-        out[i] = h[i] * factor[i]
+        for i in range(len(p)):
+            q = min(p[i] * inverse_l1, f32(1.0))
+            log = _log_of_complement(q, f32(1.0) - q)
+            p[i] = f32(1.0) / _one_minus_exp(r * log)
 
 
 @njit(**FAST)
-def _sap_row(h, r, magnitude, keep, words, bound, c1, c2, layer, k0, k1):
+def _multiply(h, scale, out):
+    for i in range(len(h)):
+        out[i] = _rounded(_load(h[i]) * scale[i], out)
+
+
+@njit(**FAST)
+def _narrow(wide, out):
+    for i in range(len(out)):
+        out[i] = _rounded(wide[i], out)
+
+
+@njit(**FAST)
+def _scale_row(h, magnitude, keep, packed, inverse_l1, r, out, factor):
+    """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest; `packed` and `magnitude` are used up."""
+    a = len(h)
+    largest = _as_float(_largest(magnitude))
+    n = 0
+    for i in range(0, len(magnitude), LANES):
+        n += _pack(magnitude, i, keep, packed, n)
+    _scales(packed[:n], inverse_l1, largest, r)
+    n = 0
+    for start in range(0, a, CHUNK):
+        stop = min(a, start + CHUNK)
+        for i in range(start, stop, LANES):
+            n += _unpack(packed, n, keep, i, magnitude, i - start)
+        _multiply(h[start:stop], magnitude, out[start:stop])
+        if len(factor):
+            _narrow(magnitude, factor[start:stop])
+
+
+@njit(**FAST)
+def _sap_row(h, r, scratch, c1, c2, layer, k0, k1):
     """Choose one row's kept units; return 1 / sum of magnitudes, 0 if that is 0, -1 for nan or inf."""
+    magnitude, keep, words, since, bound, found, _ = scratch
     a = len(h)
     bits = _largest(h)
     if bits >= i32(EXPONENT_BITS):
         return f32(-1.0)
+    keep[:] = False
+    magnitude[a:] = f32(0.0)
     if bits == 0 or r == 0:
-        keep[:] = False
         return f32(0.0)
     exponent = math.frexp(_as_float(bits))[1]
     half = exponent // 2  # in two steps, because 2**149 is no float32
     _normalize(h, f32(math.ldexp(1.0, -half)), f32(math.ldexp(1.0, half - exponent)), magnitude)
     total = i64(0)
     for b in range(len(bound)):
-        total += _block_weight(magnitude[b * BLOCK : min(a, (b + 1) * BLOCK)])
+        total += _block_weight(magnitude, b * BLOCK)
         bound[b] = total
     l1 = math.ldexp(float(total), -WEIGHT_BITS)
     m = max(0.0, r - MARGIN * math.sqrt(r))
     rate = f32(m / l1)
     quarter = (a + 3) // 4
-    since = np.empty(CHUNK, dtype=np.float32)
     attempt = 0
     while True:
         tag = u64(layer | attempt << 24)
@@ -299,70 +447,43 @@ def _sap_row(h, r, magnitude, keep, words, bound, c1, c2, layer, k0, k1):
         if arrived <= r:
             break
         attempt += 1
-    _draw_missing(r - arrived, magnitude, bound, keep, c1, c2, u64(layer | MISSING << 16), k0, k1)
+    _draw_missing(r - arrived, magnitude, bound, keep, words, found, c1, c2, u64(layer | MISSING << 16), k0, k1)
     return f32(1.0 / l1)
 
 
 @njit(parallel=True, nogil=True, cache=True, **FAST)
-def sap_float32(workers, h, r, k0, k1, ids, passes, layer, out, factor, keep):
-    """SAP on rows of float32 units (N, a); `factor` and `keep` are (N, a), or (0, 0) if not wanted. True if finite."""
+def sap_rows(workers, h, r, k0, k1, ids, passes, layer, out, factor, mask):
+    """SAP on rows of units (N, a), float32 or bfloat16 (as uint16); `factor` and `mask` are (N, a), or (0, 0) if
+    not wanted. The arithmetic is float32, rounded once at the end. True if all units are finite."""
     n, a = h.shape
     finite = np.ones(n, dtype=np.bool_)
     for worker in prange(workers):
-        magnitude, scratch, kept, words, bound = _scratch(a)
-        for row in range(worker, n, workers):
-            mask = keep[row] if len(keep) else kept
-            scales = factor[row] if len(factor) else scratch
+        scratch = _scratch(a)
+        for row in range(worker * n // workers, (worker + 1) * n // workers):
+            magnitude, keep, packed = scratch[0], scratch[1], scratch[6]
             names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
-            inverse_l1 = _sap_row(h[row], r, magnitude, mask, words, bound, names[0], names[1], layer, k0, k1)
+            inverse_l1 = _sap_row(h[row], r, scratch, names[0], names[1], layer, k0, k1)
             finite[row] = inverse_l1 >= f32(0.0)
-            _scale_row(h[row], magnitude, mask, inverse_l1, r, out[row], scales)
-    return finite.all()
-
-
-@njit(parallel=True, nogil=True, cache=True, **FAST)
-def sap_bfloat16(workers, h, r, k0, k1, ids, passes, layer, out, factor, keep):
-    """`sap_float32` on bfloat16 units, given as uint16: the arithmetic is float32, rounded once at the end."""
-    n, a = h.shape
-    finite = np.ones(n, dtype=np.bool_)
-    for worker in prange(workers):
-        magnitude, scales, kept, words, bound = _scratch(a)
-        wide, scaled = np.empty(a, dtype=np.float32), np.empty(a, dtype=np.float32)
-        for row in range(worker, n, workers):
-            mask = keep[row] if len(keep) else kept
-            names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
-            _widen(h[row], wide)
-            inverse_l1 = _sap_row(wide, r, magnitude, mask, words, bound, names[0], names[1], layer, k0, k1)
-            finite[row] = inverse_l1 >= f32(0.0)
-            _scale_row(wide, magnitude, mask, inverse_l1, r, scaled, scales)
-            _narrow(scaled, out[row])
-            if len(factor):
-                _narrow(scales, factor[row])
+            if len(mask):
+                mask[row] = keep[:a]
+            scales = factor[row] if len(factor) else out[row, :0]
+            _scale_row(h[row], magnitude, keep, packed, inverse_l1, r, out[row], scales)
     return finite.all()
 
 
 @njit(**FAST)
 def _scratch(a):
-    """A worker's own rows: magnitudes, scales, mask, random words, partial sums of weights."""
+    """A worker's own rows: magnitudes, mask, random words, times, partial sums of weights, draws, what is packed."""
+    blocks = (a + LANES - 1) // LANES
     return (
-        np.empty(a, dtype=np.float32),
-        np.empty(a, dtype=np.float32),
-        np.empty(a, dtype=np.bool_),
+        np.empty(blocks * LANES, dtype=np.float32),
+        np.zeros(blocks * LANES, dtype=np.bool_),
         np.empty((4, CHUNK), dtype=np.uint32),
-        np.empty((a + BLOCK - 1) // BLOCK, dtype=np.int64),
+        np.empty(CHUNK, dtype=np.float32),
+        np.empty(blocks, dtype=np.int64),
+        np.empty((3, 2 * CHUNK), dtype=np.int64),
+        np.empty((blocks + 1) * LANES, dtype=np.float32),
     )
-
-
-@njit(**FAST)
-def _widen(h, wide):
-    for i in range(len(h)):
-        wide[i] = _load_bfloat16(h[i])
-
-
-@njit(**FAST)
-def _narrow(wide, h):
-    for i in range(len(h)):
-        h[i] = _store_bfloat16(wide[i])
 
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -381,9 +502,8 @@ def forward(
     if rows.numel():
         key = [u64(word) for word in split_seed(seed)]
         names = [t.detach().to("cpu", torch.int64).contiguous().numpy() for t in (ids, passes)]
-        kernel = sap_float32 if h.dtype == torch.float32 else sap_bfloat16
         arrays = [_array(t) for t in (out, factor)]
-        if not kernel(numba.get_num_threads(), _array(rows), r, *key, *names, layer, *arrays, mask.numpy()):
+        if not sap_rows(numba.get_num_threads(), _array(rows), r, *key, *names, layer, *arrays, mask.numpy()):
             raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
     return (
         from_units(out, h),

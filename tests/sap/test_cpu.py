@@ -113,8 +113,8 @@ def test_the_scale_of_a_unit_of_tiny_probability_is_exact_to_float32_rounding(ba
 
 def scales(p: np.ndarray, r: int) -> np.ndarray:
     """The kernel's 1 / (1 - (1 - p)^r) for units that are all kept."""
-    factor, out = np.empty_like(p), np.empty_like(p)
-    cpu._scale_row(p, p, np.ones(len(p), dtype=bool), np.float32(1), r, out, factor)
+    factor = p.copy()
+    cpu._scales(factor, np.float32(1), p.max(), r)
     return factor
 
 
@@ -155,9 +155,9 @@ def test_bfloat16_conversions_are_torchs() -> None:
     narrow = np.empty(len(x), dtype=np.uint16)
     cpu._narrow(x.numpy(), narrow)
     assert torch.equal(torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16), x.bfloat16())
-    wide = np.empty(len(x), dtype=np.float32)
-    cpu._widen(narrow, wide)
-    assert torch.equal(torch.from_numpy(wide), x.bfloat16().float())
+    magnitude = np.empty(len(x), dtype=np.float32)
+    cpu._normalize(narrow, np.float32(1), np.float32(1), magnitude)
+    assert torch.equal(torch.from_numpy(magnitude), x.bfloat16().float().abs())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
