@@ -288,19 +288,30 @@ def _poisson(mean, c1, c2, c3, k0, k1):
 
 
 @njit(**FAST)
-def _largest(h):
-    """The bits of the largest |h|; nan and inf come out as EXPONENT_BITS or above."""
+def _largest(h, rectify):
+    """The bits of the largest |h|, or of the largest relu(h); nan and inf come out as EXPONENT_BITS or above."""
     bits = i32(0)
+    if not rectify:
+        for i in range(len(h)):
+            bits = max(bits, _as_int(abs(_load(h[i]))))
+        return bits
+    nan = False
     for i in range(len(h)):
-        bits = max(bits, _as_int(abs(_load(h[i]))))
-    return bits
+        x = _load(h[i])
+        bits = max(bits, _as_int(x))
+        nan |= x != x
+    return i32(EXPONENT_BITS) if nan else bits
 
 
 @njit(**FAST)
-def _normalize(h, power1, power2, magnitude):
-    """|h| times a power of two that brings the largest into [1/2, 1)."""
-    for i in range(len(h)):
-        magnitude[i] = abs(_load(h[i])) * power1 * power2
+def _normalize(h, rectify, power1, power2, magnitude):
+    """|h|, or relu(h), times a power of two that brings the largest into [1/2, 1)."""
+    if rectify:
+        for i in range(len(h)):
+            magnitude[i] = max(_load(h[i]), f32(0.0)) * power1 * power2
+    else:
+        for i in range(len(h)):
+            magnitude[i] = abs(_load(h[i])) * power1 * power2
 
 
 @njit(**FAST)
@@ -390,7 +401,7 @@ def _narrow(wide, out):
 def _scale_row(h, magnitude, keep, packed, inverse_l1, r, out, factor):
     """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest; `packed` and `magnitude` are used up."""
     a = len(h)
-    largest = _as_float(_largest(magnitude))
+    largest = _as_float(_largest(magnitude, False))
     n = 0
     for i in range(0, len(magnitude), LANES):
         n += _pack(magnitude, i, keep, packed, n)
@@ -406,11 +417,11 @@ def _scale_row(h, magnitude, keep, packed, inverse_l1, r, out, factor):
 
 
 @njit(**FAST)
-def _sap_row(h, r, scratch, c1, c2, layer, k0, k1):
+def _sap_row(h, rectify, r, scratch, c1, c2, layer, k0, k1):
     """Choose one row's kept units; return 1 / sum of magnitudes, 0 if that is 0, -1 for nan or inf."""
     magnitude, keep, words, since, bound, found, _ = scratch
     a = len(h)
-    bits = _largest(h)
+    bits = _largest(h, rectify)
     if bits >= i32(EXPONENT_BITS):
         return f32(-1.0)
     keep[:] = False
@@ -419,7 +430,7 @@ def _sap_row(h, r, scratch, c1, c2, layer, k0, k1):
         return f32(0.0)
     exponent = math.frexp(_as_float(bits))[1]
     half = exponent // 2  # in two steps, because 2**149 is no float32
-    _normalize(h, f32(math.ldexp(1.0, -half)), f32(math.ldexp(1.0, half - exponent)), magnitude)
+    _normalize(h, rectify, f32(math.ldexp(1.0, -half)), f32(math.ldexp(1.0, half - exponent)), magnitude)
     total = i64(0)
     for b in range(len(bound)):
         total += _block_weight(magnitude, b * BLOCK)
@@ -452,9 +463,11 @@ def _sap_row(h, r, scratch, c1, c2, layer, k0, k1):
 
 
 @njit(parallel=True, nogil=True, cache=True, **FAST)
-def sap_rows(workers, h, r, k0, k1, ids, passes, layer, out, factor, mask):
-    """SAP on rows of units (N, a), float32 or bfloat16 (as uint16); `factor` and `mask` are (N, a), or (0, 0) if
-    not wanted. The arithmetic is float32, rounded once at the end. True if all units are finite."""
+def sap_rows(workers, h, rectify, r, k0, k1, ids, passes, layer, out, factor, mask):
+    """SAP on rows of units (N, a), float32 or bfloat16 (as uint16), or on their relu; True if all are finite.
+
+    `factor` and `mask` are (N, a), or (0, 0) if not wanted. The arithmetic is float32, rounded once at the end.
+    """
     n, a = h.shape
     finite = np.ones(n, dtype=np.bool_)
     for worker in prange(workers):
@@ -462,7 +475,7 @@ def sap_rows(workers, h, r, k0, k1, ids, passes, layer, out, factor, mask):
         for row in range(worker * n // workers, (worker + 1) * n // workers):
             magnitude, keep, packed = scratch[0], scratch[1], scratch[6]
             names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
-            inverse_l1 = _sap_row(h[row], r, scratch, names[0], names[1], layer, k0, k1)
+            inverse_l1 = _sap_row(h[row], rectify, r, scratch, names[0], names[1], layer, k0, k1)
             finite[row] = inverse_l1 >= f32(0.0)
             if len(mask):
                 mask[row] = keep[:a]
@@ -490,7 +503,15 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def forward(
-    h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int, want_factor: bool, want_mask: bool
+    h: Tensor,
+    r: int,
+    seed: int,
+    ids: Tensor,
+    passes: Tensor,
+    layer: int,
+    rectify: bool,
+    want_factor: bool,
+    want_mask: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`reference.forward` by the kernel, for float32 and bfloat16 maps on the CPU; what is not wanted is None."""
     rows = _rows(h)
@@ -503,7 +524,7 @@ def forward(
         key = [u64(word) for word in split_seed(seed)]
         names = [t.detach().to("cpu", torch.int64).contiguous().numpy() for t in (ids, passes)]
         arrays = [_array(t) for t in (out, factor)]
-        if not sap_rows(numba.get_num_threads(), _array(rows), r, *key, *names, layer, *arrays, mask.numpy()):
+        if not sap_rows(numba.get_num_threads(), _array(rows), rectify, r, *key, *names, layer, *arrays, mask.numpy()):
             raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
     return (
         from_units(out, h),

@@ -1,6 +1,7 @@
 """SAP as a function, as a module, and as a copy of a pretrained network with SAP after every ReLU."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -43,6 +44,22 @@ def sap(
     `backend`: "reference" (plain torch), "cpu" (fused kernel) or "auto".
     Raises `SapcoreError` for nan or inf, for percent <= 0, and for maps of more than 2**22 units.
     """
+    out, mask = _sap(h, percent, seed, ids, passes, layer, False, return_mask, backend)
+    return (out, mask) if return_mask else out
+
+
+def _sap(
+    h: Tensor,
+    percent: float,
+    seed: int,
+    ids: Tensor | None,
+    passes: Tensor | int,
+    layer: int,
+    rectify: bool,
+    want_mask: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`sap` of h, or of relu(h) in the same step; the mask is None if it is not wanted."""
     if backend not in BACKENDS:
         raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
     if h.dim() < 2 or not h.is_floating_point():
@@ -54,20 +71,28 @@ def sap(
         raise SapcoreError(f"backend cpu takes float32 and bfloat16 maps on the CPU, but h is {h.dtype} on {h.device}")
     if backend == "auto":
         backend = "cpu" if has_kernel else "reference"
-    out, mask = _Sap.apply(h, r, seed, ids, passes, layer, return_mask, backend)
-    return (out, mask) if return_mask else out
+    return _Sap.apply(h, r, seed, ids, passes, layer, rectify, want_mask, backend)
 
 
 class _Sap(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int, want_mask: bool, backend: str
+        ctx: Any,
+        h: Tensor,
+        r: int,
+        seed: int,
+        ids: Tensor,
+        passes: Tensor,
+        layer: int,
+        rectify: bool,
+        want_mask: bool,
+        backend: str,
     ) -> tuple[Tensor, Tensor | None]:
         want_factor = ctx.needs_input_grad[0]
         if backend == "cpu":
-            out, factor, mask = cpu.forward(h, r, seed, ids, passes, layer, want_factor, want_mask)
+            out, factor, mask = cpu.forward(h, r, seed, ids, passes, layer, rectify, want_factor, want_mask)
         else:
-            out, factor, mask = reference.forward(h, r, seed, ids, passes, layer)
+            out, factor, mask = reference.forward(h, r, seed, ids, passes, layer, rectify)
         if want_factor:
             ctx.save_for_backward(factor)
         if not want_mask:
@@ -78,25 +103,29 @@ class _Sap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (factor,) = ctx.saved_tensors
-        return grad * factor, None, None, None, None, None, None, None
+        return grad * factor, None, None, None, None, None, None, None, None
 
 
 class SAP(nn.Module):
-    """A layer that applies `sap` with the random numbers that its network's `Noise` names."""
+    """A layer that applies `sap` with the random numbers that its network's `Noise` names.
 
-    def __init__(self, percent: float, noise: Noise, backend: str = "auto") -> None:
+    With `rectify` it stands for a ReLU and the SAP after it, in one step: the same numbers, sooner.
+    """
+
+    def __init__(self, percent: float, noise: Noise, backend: str = "auto", rectify: bool = False) -> None:
         super().__init__()
         reference.draws(percent, 1)
-        self.percent, self.noise, self.backend = percent, noise, backend
+        self.percent, self.noise, self.backend, self.rectify = percent, noise, backend, rectify
 
     def forward(self, h: Tensor) -> Tensor:
         noise = self.noise
         if noise.ids is None or noise.passes is None:
             raise SapcoreError("a SAP layer needs its network's random numbers: call the NoisyModel that with_sap made")
-        return sap(h, self.percent, noise.seed, noise.ids, noise.passes, noise.next_layer(), backend=self.backend)
+        names = noise.seed, noise.ids, noise.passes, noise.next_layer()
+        return _sap(h, self.percent, *names, self.rectify, False, self.backend)[0]
 
     def extra_repr(self) -> str:
-        return f"percent={self.percent}"
+        return f"percent={self.percent}" + ", rectify=True" * self.rectify
 
 
 def with_sap(
@@ -104,25 +133,34 @@ def with_sap(
 ) -> NoisyModel:
     """A copy of a pretrained network with SAP after every ReLU (Sec. 3); the original is untouched.
 
-    The copy is called as `noisy(x, seed=0, ids=None, passes=0)`; see `NoisyModel`. Only modules count:
+    The copy is called as `noisy(x, seed=0, ids=None, passes=0)`; see `NoisyModel`. A plain ReLU and its SAP become
+    one `SAP(rectify=True)`; a ReLU with hooks keeps its place before a SAP of its own. Only modules count:
     a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first.
     Raises `SapcoreError` if the network has no module of the types `after`.
     """
     noise = Noise()
-    guarded = insert_after(model, after, lambda: SAP(percent, noise, backend))
+
+    def followed_by_sap(module: nn.Module) -> nn.Module:
+        if type(module) is nn.ReLU and not (module._forward_hooks or module._forward_pre_hooks):
+            return SAP(percent, noise, backend, rectify=True)
+        return nn.Sequential(module, SAP(percent, noise, backend))
+
+    guarded = replace_modules(model, after, followed_by_sap)
     return NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
 
 
-def insert_after(model: nn.Module, after: tuple[type[nn.Module], ...], make: Any) -> nn.Module:
-    """A copy of `model` in which each module of the types `after` is followed by a layer from `make()`."""
+def replace_modules(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], replace: Callable[[nn.Module], nn.Module]
+) -> nn.Module:
+    """A copy of `model` with `replace(module)` in the place of each module of these types."""
     copied = copy.deepcopy(model)
     found = 0
     for parent in list(copied.modules()):
         for name, child in list(parent._modules.items()):  # named_children leaves out repeated modules
-            if isinstance(child, after):
-                setattr(parent, name, nn.Sequential(child, make()).train(child.training))
+            if isinstance(child, kinds):
+                setattr(parent, name, replace(child).train(child.training))
                 found += 1
     if not found:
-        wanted = " or ".join(kind.__name__ for kind in after)
+        wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SapcoreError(f"the network has no {wanted} module to put noise after; make its activations modules")
     return copied

@@ -186,12 +186,14 @@ def _poisson_by_inversion(mean: Tensor, u: Tensor) -> Tensor:
     return k
 
 
-def forward(h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """SAP of a map: the output h * factor, the factor (0 or 1 / (1 - (1 - p)^r)) and the mask, shaped as h.
+def forward(
+    h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int, rectify: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SAP of a map, or of its relu: the output h * factor, the factor (0 or 1 / (1 - (1 - p)^r)) and the mask.
 
     h: (N, ...), float64, float32, bfloat16 or float16; arithmetic is in float32 at least.
     """
-    flat = to_units(h)
+    flat = to_units(h.relu() if rectify else h)
     keep = sample(flat, r, seed, ids, passes, layer)
     wide = flat if flat.dtype == torch.float64 else flat.float()
     magnitude = normalized(flat).to(wide.dtype)

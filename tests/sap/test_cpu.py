@@ -138,7 +138,7 @@ def test_the_naive_scale_in_float32_would_divide_by_zero() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_not_wanted_is_not_made_and_changes_nothing(dtype: torch.dtype) -> None:
     h = torch.rand(3, 4, 5, 6).to(dtype)
-    arguments = (h, 60, 1, torch.arange(3), torch.zeros(3, dtype=torch.int64), 0)
+    arguments = (h, 60, 1, torch.arange(3), torch.zeros(3, dtype=torch.int64), 0, False)
     full = cpu.forward(*arguments, want_factor=True, want_mask=True)
     bare = cpu.forward(*arguments, want_factor=False, want_mask=False)
     assert torch.equal(full[0], bare[0])
@@ -156,7 +156,7 @@ def test_bfloat16_conversions_are_torchs() -> None:
     cpu._narrow(x.numpy(), narrow)
     assert torch.equal(torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16), x.bfloat16())
     magnitude = np.empty(len(x), dtype=np.float32)
-    cpu._normalize(narrow, np.float32(1), np.float32(1), magnitude)
+    cpu._normalize(narrow, False, np.float32(1), np.float32(1), magnitude)
     assert torch.equal(torch.from_numpy(magnitude), x.bfloat16().float().abs())
 
 

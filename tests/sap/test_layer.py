@@ -1,6 +1,7 @@
 """`sap` on every kind of map, its gradient, and `with_sap` on networks."""
 
 import copy
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -269,11 +270,45 @@ def layers(model: nn.Module) -> Iterator[SAP]:
 
 
 def test_resnet20_gets_sap_after_each_of_its_19_relus_and_nowhere_else() -> None:
-    noisy = with_sap(ResNet20().eval(), 100)
-    pairs = [m for m in noisy.modules() if isinstance(m, nn.Sequential) and isinstance(m[-1], SAP)]
-    assert len(pairs) == len(list(layers(noisy))) == 19
-    assert all([type(part) for part in pair] == [nn.ReLU, SAP] for pair in pairs)
-    assert len([m for m in noisy.modules() if isinstance(m, nn.ReLU)]) == 19
+    model = ResNet20().eval()
+    relus = [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)]
+    noisy = with_sap(model, 100)
+    places = [name for name, m in noisy.model.named_modules() if isinstance(m, SAP)]
+    assert places == relus
+    assert len(places) == 19
+    assert all(layer.rectify for layer in layers(noisy))
+    assert not any(isinstance(m, nn.ReLU) for m in noisy.modules())
+
+
+@every_kind
+def test_relu_and_sap_in_one_step_are_relu_then_sap(backend: str, dtype: torch.dtype) -> None:
+    """Bit for bit, output and gradient."""
+    h = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    h[0] = -h[0].abs()  # nothing is left of this map
+    relu = nn.ReLU()
+    relu.register_forward_hook(lambda *_: None)
+    fused, apart = (
+        with_sap(nn.Sequential(nn.ReLU()), 60, backend=backend),
+        with_sap(nn.Sequential(relu), 60, backend=backend),
+    )
+    assert [type(m) for m in apart.model[0]] == [nn.ReLU, SAP]  # whoever watches the ReLU keeps it
+    results = []
+    for model in (fused, apart):
+        leaf = h.clone().requires_grad_()
+        out = model(leaf, seed=3)
+        results.append((out, *torch.autograd.grad((out.double() ** 2).sum(), leaf)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert not results[0][0][0].any()
+
+
+@every_kind
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf])
+def test_relu_and_sap_in_one_step_refuse_nan_and_inf(backend: str, dtype: torch.dtype, bad: float) -> None:
+    h = torch.ones(3, 40, dtype=dtype)
+    h[1, 17] = bad
+    with pytest.raises(SapcoreError, match="the activation map holds nan or inf"):
+        with_sap(nn.Sequential(nn.ReLU()), 100, backend=backend)(h)
 
 
 def test_each_layer_of_resnet20_prunes_its_own_map(digits: tuple[Tensor, Tensor], noisy: NoisyModel) -> None:
@@ -285,9 +320,8 @@ def test_each_layer_of_resnet20_prunes_its_own_map(digits: tuple[Tensor, Tensor]
         handle.remove()
     assert [tuple(h.shape[1:]) for h, _ in seen] == 7 * [(16, 32, 32)] + 6 * [(32, 16, 16)] + 6 * [(64, 8, 8)]
     for place, (h, out) in enumerate(seen):
-        assert (h >= 0).all()
-        assert torch.equal(out, sap(h, 100, seed=3, passes=4, layer=place))
-        assert 0.2 < float((out != 0).sum() / (h != 0).sum()) < 0.95
+        assert torch.equal(out, sap(h.relu(), 100, seed=3, passes=4, layer=place))
+        assert 0.2 < float((out != 0).sum() / (h > 0).sum()) < 0.95
 
 
 def test_the_original_network_is_untouched(digits: tuple[Tensor, Tensor]) -> None:
@@ -398,7 +432,7 @@ def test_the_same_arguments_give_the_same_output(digits: tuple[Tensor, Tensor], 
 def test_the_description_names_the_defence() -> None:
     noisy = with_sap(nn.Sequential(nn.ReLU()), 25)
     assert noisy.description == {"kind": "sap", "percent": 25}
-    assert "SAP(percent=25)" in repr(noisy)
+    assert "SAP(percent=25, rectify=True)" in repr(noisy)
 
 
 def test_a_layer_on_its_own_says_that_it_needs_its_networks_random_numbers() -> None:
