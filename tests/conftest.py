@@ -1,5 +1,6 @@
 """What several tests share: the embedded data, its network, a store of one's own, and watchers."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 
 from sapcore import checkpoints, data, with_sap
 from sapcore.randomness import NoisyModel

@@ -1,6 +1,7 @@
 """SAP as a function, as a module, and as a copy of a pretrained network with SAP after every ReLU."""
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -11,7 +12,7 @@ from sapcore.errors import SapcoreError
 from sapcore.randomness import Noise, NoisyModel, per_example
 from sapcore.sap import cpu, reference
 
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "gpu")
 
 
 @overload
@@ -41,8 +42,10 @@ def sap(
     int64 (N,), numbers the Monte Carlo sample; layer numbers the map within a network. With
     `return_mask` the result is (output, mask), mask bool and shaped as h.
     The gradient takes mask and scale as constants, as the authors' code does.
-    `backend`: "reference" (plain torch), "cpu" (fused kernel) or "auto".
-    Raises `SapcoreError` for nan or inf, for percent <= 0, and for maps of more than 2**22 units.
+    `backend`: "reference" (plain torch), "cpu" or "gpu" (fused kernels), or "auto", which takes the kernel if
+    there is one for h. All keep the same units, but for ties in rounding.
+    Raises `SapcoreError` for nan or inf (the gpu kernel returns nan instead, so as not to wait for the device),
+    for percent <= 0, and for maps of more than 2**22 units.
     """
     out, mask = _sap(h, percent, seed, ids, passes, layer, False, return_mask, backend)
     return (out, mask) if return_mask else out
@@ -66,15 +69,34 @@ def _sap(
         raise SapcoreError(f"h is {h.dtype} with shape {tuple(h.shape)}, but must be float with shape (N, ...)")
     r = reference.draws(percent, h[0].numel() if len(h) else 0)
     ids, passes = (t.to(h.device) for t in per_example(len(h), ids, passes))
-    has_kernel = h.device.type == "cpu" and h.dtype in cpu.DTYPES
-    if backend == "cpu" and not has_kernel:
-        raise SapcoreError(f"backend cpu takes float32 and bfloat16 maps on the CPU, but h is {h.dtype} on {h.device}")
     if backend == "auto":
-        backend = "cpu" if has_kernel else "reference"
-    return _Sap.apply(h, r, seed, ids, passes, layer, rectify, want_mask, backend)
+        backend = "cpu" if _cpu_takes(h) else "gpu" if h.device.type == "cuda" and _gpu_takes(h) else "reference"
+    elif backend == "cpu" and not _cpu_takes(h):
+        raise SapcoreError(f"backend cpu takes float32 and bfloat16 maps on the CPU, but h is {h.dtype} on {h.device}")
+    elif backend == "gpu" and not _gpu_takes(h):
+        raise SapcoreError(
+            "backend gpu takes float32, bfloat16 and float16 maps on a GPU that Triton knows, "
+            f"but h is {h.dtype} on {h.device}"
+        )
+    function = _SapOnGpu if backend == "gpu" else _Sap
+    return function.apply(h, r, seed, ids, passes, layer, rectify, want_mask, backend)
+
+
+def _cpu_takes(h: Tensor) -> bool:
+    return h.device.type == "cpu" and h.dtype in cpu.DTYPES
+
+
+def _gpu_takes(h: Tensor) -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from sapcore.sap import gpu
+
+    return (h.device.type == "cuda" or gpu.INTERPRETED) and h.dtype in gpu.DTYPES
 
 
 class _Sap(torch.autograd.Function):
+    """SAP whose backward pass multiplies by the factors that the forward pass kept."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -103,7 +125,41 @@ class _Sap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (factor,) = ctx.saved_tensors
-        return grad * factor, None, None, None, None, None, None, None, None
+        return grad * factor, *[None] * 8
+
+
+class _SapOnGpu(torch.autograd.Function):
+    """SAP whose backward pass makes the factors anew from the map and the names of its random numbers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        r: int,
+        seed: int,
+        ids: Tensor,
+        passes: Tensor,
+        layer: int,
+        rectify: bool,
+        want_mask: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        from sapcore.sap import gpu
+
+        ctx.save_for_backward(h, ids, passes)
+        ctx.rest = r, seed, layer, rectify
+        out, mask = gpu.scaled(h, h, r, seed, ids, passes, layer, rectify, want_mask)
+        if mask is not None:
+            ctx.mark_non_differentiable(mask)
+        return out, mask
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        from sapcore.sap import gpu
+
+        h, ids, passes = ctx.saved_tensors
+        r, seed, layer, rectify = ctx.rest
+        return gpu.scaled(h, grad, r, seed, ids, passes, layer, rectify, False)[0], *[None] * 8
 
 
 class SAP(nn.Module):

@@ -291,7 +291,10 @@ def test_relu_and_sap_in_one_step_are_relu_then_sap(backend: str, dtype: torch.d
         with_sap(nn.Sequential(nn.ReLU()), 60, backend=backend),
         with_sap(nn.Sequential(relu), 60, backend=backend),
     )
-    assert [type(m) for m in apart.model[0]] == [nn.ReLU, SAP]  # whoever watches the ReLU keeps it
+    assert [type(m) for m in apart.model.get_submodule("0").children()] == [
+        nn.ReLU,
+        SAP,
+    ]  # whoever watches the ReLU keeps it
     results = []
     for model in (fused, apart):
         leaf = h.clone().requires_grad_()
