@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.randomness import NoisyModel, per_example
+from sapcore.randomness import Begun, NoisyModel, per_example
 
 PRECISIONS = ("float32", "bfloat16")
 BATCH_SIZE = 64
@@ -57,31 +57,38 @@ def predict(
     device, count = device_of(model), count_passes(model, passes)
     outputs = []
     for rows, names in batches(len(x), ids, batch_size):
-        images = as_pixels(x[rows], device)
+        begun = begin(model, as_pixels(x[rows], device), precision)
         total = torch.zeros((), device=device, dtype=torch.float64)
-        for _, logits in noisy_passes(model, images, names, seed, range(passes), batch_size, precision):
+        for _, logits in noisy_passes(model, begun, names, seed, range(passes), batch_size, precision):
             total = total + logits.double().softmax(-1).sum(0)
         outputs.append((total / count).cpu())
     return torch.cat(outputs)
 
 
-def noisy_passes(
-    model: nn.Module, x: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
-) -> Iterator[tuple[int, Tensor]]:
-    """Run `model` on x (n, ...) once per pass; yields (first pass, logits (g, n, classes)) for g passes at once."""
+def begin(model: nn.Module, x: Tensor, precision: str) -> Begun:
+    """What all passes over x have in common."""
     if not isinstance(model, NoisyModel):
-        with autocast(precision, x.device):
-            yield passes.start, model(x)[None].float()
+        return Begun(model, (x,))
+    with autocast(precision, x.device):
+        return model.begin(x)
+
+
+def noisy_passes(
+    model: nn.Module, begun: Begun, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Go on from `begun` (n rows) once per pass; yields (first pass, logits (g, n, classes)) for g passes at once."""
+    n, device = len(begun), begun.parts[0].device
+    if not isinstance(model, NoisyModel):
+        with autocast(precision, device):
+            yield passes.start, begun.model(*begun.parts)[None].float()
         return
-    n = len(x)
     group = max(1, batch_size // n)
     for start in range(passes.start, passes.stop, group):
         numbers = torch.arange(start, min(start + group, passes.stop))
-        g = len(numbers)
-        repeated = x.repeat(g, *([1] * (x.dim() - 1))) if g > 1 else x
-        with autocast(precision, x.device):
-            logits = model(repeated, seed=seed, ids=ids.repeat(g), passes=numbers.repeat_interleave(n))
-        yield start, logits.float().reshape(g, n, -1)
+        rows = begun.repeated(len(numbers))
+        with autocast(precision, device):
+            logits = model(rows, seed=seed, ids=ids.repeat(len(numbers)), passes=numbers.repeat_interleave(n))
+        yield start, logits.float().reshape(len(numbers), n, -1)
 
 
 def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice, Tensor]]:

@@ -5,6 +5,7 @@ the key; the counter holds (unit, image, pass, layer and purpose). So a number d
 not on the batch size, the chunking, the memory layout, the number of workers or any global state.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
+from sapcore.splitting import split
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -97,6 +99,26 @@ class Noise:
         return self.layer - 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a network computed of a batch before its first noisy layer: `NoisyModel.begin`.
+
+    `parts` are tensors (n, ...), `model` is what goes on from them.
+    """
+
+    model: nn.Module
+    parts: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def repeated(self, times: int) -> "Begun":
+        """The whole batch, several times over."""
+        if times == 1:
+            return self
+        return Begun(self.model, tuple(part.repeat(times, *[1] * (part.dim() - 1)) for part in self.parts))
+
+
 class NoisyModel(nn.Module):
     """A network with noise inside, whose every output is a function of (input, seed, ids, passes).
 
@@ -108,15 +130,35 @@ class NoisyModel(nn.Module):
         super().__init__()
         self.model, self.noise, self.description = model, noise, description
         self.training = model.training
+        self._halves: tuple[list[nn.Module], tuple[nn.Module, nn.Module] | None] = ([], None)
 
-    def forward(self, x: Tensor, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
+    def forward(self, x: Tensor | Begun, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
         """One noisy pass per row.
 
-        x: (N, ...); ids: int64 (N,) names the examples, default 0..N-1; passes: the number of the
-        pass, one for all rows or int64 (N,). Calling again with the same arguments gives the same output.
+        x: (N, ...), or what `begin` made of it; ids: int64 (N,) names the examples, default 0..N-1; passes: the
+        number of the pass, one for all rows or int64 (N,). Calling again with the same arguments gives the same output.
         """
         split_seed(seed)
         self.noise.seed = seed
         self.noise.ids, self.noise.passes = per_example(len(x), ids, passes)
         self.noise.layer = 0
-        return self.model(x)
+        return x.model(*x.parts) if isinstance(x, Begun) else self.model(x)
+
+    def begin(self, x: Tensor) -> Begun:
+        """Compute of x what all passes have in common, the part before the first noisy layer.
+
+        Nothing, where torch.fx cannot follow the network.
+        """
+        modules = list(self.model.modules())
+        if self._halves[0] != modules:
+            self._halves = modules, split(self.model, lambda module: getattr(module, "noise", None) is self.noise)
+        if self._halves[1] is None:
+            return Begun(self.model, (x,))
+        beginning, rest = self._halves[1]
+        parts = beginning(x)
+        follows_x = all(isinstance(part, Tensor) and part.dim() and len(part) == len(x) for part in parts)
+        if not follows_x or any(
+            not part.requires_grad for part in parts if x.requires_grad and torch.is_grad_enabled()
+        ):
+            return Begun(self.model, (x,))
+        return Begun(rest, parts)

@@ -14,7 +14,7 @@ from sapcore import attacks, evaluation, runner
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import accuracy, predict
 from sapcore.experiments import cells, settings
-from sapcore.randomness import NoisyModel
+from sapcore.randomness import Begun, NoisyModel
 from sapcore.sap import with_sap
 
 Watch = Callable[[nn.Module], list[int]]
@@ -68,7 +68,9 @@ def test_predict_is_the_mean_softmax_over_the_passes(noisy: NoisyModel, digits: 
 
 def test_the_mean_is_of_probabilities_not_of_votes_or_logits() -> None:
     class Moody(NoisyModel):
-        def forward(self, x: Tensor, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
+        def forward(
+            self, x: Tensor | Begun, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0
+        ) -> Tensor:
             sure = torch.as_tensor(passes)[:, None] == 0
             return torch.where(sure, torch.tensor([[9.0, 0.0]]), torch.tensor([[-0.1, 0.1]]))
 

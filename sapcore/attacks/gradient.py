@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import count_passes, noisy_passes
+from sapcore.evaluation import begin, count_passes, noisy_passes
+from sapcore.randomness import Begun
 
 Estimator = Callable[[nn.Module, Tensor, Tensor, Tensor, int, range, int, str], Tensor]
 
@@ -24,13 +25,13 @@ def mean_of_gradients(
 
     Exact on a deterministic network, whose loss has one gradient.
     """
-    gradient = torch.zeros_like(x)
-    leaf = x.detach().requires_grad_()
-    for _, logits in noisy_passes(model, leaf, ids, seed, passes, batch_size, precision):
+
+    def loss(logits: Tensor) -> Tensor:
         # in float64: where the network is nearly certain, softmax - 1 has no digits left in float32
-        loss = F.cross_entropy(logits.double().flatten(0, 1), y.repeat(len(logits)), reduction="sum")
-        gradient += torch.autograd.grad(loss, leaf)[0]
-    return gradient / count_passes(model, len(passes))
+        return F.cross_entropy(logits.double().flatten(0, 1), y.repeat(len(logits)), reduction="sum")
+
+    total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, loss)
+    return total / count_passes(model, len(passes))
 
 
 @torch.enable_grad()
@@ -45,15 +46,31 @@ def gradient_of_mean(
     """
     with torch.no_grad():
         mean = torch.zeros_like(y, dtype=torch.float64)
-        for _, logits in noisy_passes(model, x, ids, seed, passes, batch_size, precision):
+        for _, logits in noisy_passes(model, begin(model, x, precision), ids, seed, passes, batch_size, precision):
             mean += _true_class(logits, y).sum(0)
         mean /= count_passes(model, len(passes))
-    gradient = torch.zeros_like(x)
+
+    def loss(logits: Tensor) -> Tensor:
+        return -(_true_class(logits, y) / mean.clamp(min=1e-30)).sum()
+
+    total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, loss)
+    return total / count_passes(model, len(passes))
+
+
+def _sum_of_gradients(
+    model: nn.Module, x: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str,
+    loss: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """The sum over passes of the gradient of loss(logits); what comes before the noise is gone through once."""
     leaf = x.detach().requires_grad_()
-    for _, logits in noisy_passes(model, leaf, ids, seed, passes, batch_size, precision):
-        loss = -(_true_class(logits, y) / mean.clamp(min=1e-30)).sum()
-        gradient += torch.autograd.grad(loss, leaf)[0]
-    return gradient / count_passes(model, len(passes))
+    begun = begin(model, leaf, precision)
+    heads = Begun(begun.model, tuple(part.detach().requires_grad_() for part in begun.parts))
+    totals = [torch.zeros_like(part, dtype=torch.float32) for part in heads.parts]
+    for _, logits in noisy_passes(model, heads, ids, seed, passes, batch_size, precision):
+        for total, gradient in zip(totals, torch.autograd.grad(loss(logits), heads.parts), strict=True):
+            total += gradient
+    gradients = [total.to(part.dtype) for total, part in zip(totals, begun.parts, strict=True)]
+    return torch.autograd.grad(begun.parts, leaf, gradients)[0]
 
 
 ESTIMATORS: dict[str, Estimator] = {"mean_of_gradients": mean_of_gradients, "gradient_of_mean": gradient_of_mean}

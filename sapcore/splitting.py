@@ -1,0 +1,63 @@
+"""Splits a network before its first noisy layers, so that many noisy passes share what they have in common."""
+
+from collections.abc import Callable
+
+from torch import fx, nn
+
+
+def split(model: nn.Module, is_noisy: Callable[[nn.Module], bool]) -> tuple[nn.Module, nn.Module] | None:
+    """The part of `model` that no noisy layer reaches, and the rest: model(x) = rest(*beginning(x)).
+
+    Both share the modules of `model`. None if the network's forward cannot be traced by torch.fx, or if it has
+    hooks that the traced parts would not call.
+    """
+    tracer = _Tracer(is_noisy)
+    try:
+        graph = tracer.trace(model)
+    except Exception:  # whatever the network's own code raises on torch.fx's proxies
+        return None
+    if any(_has_hooks(module) for module in model.modules() if module not in tracer.leaves):
+        return None
+    noisy: set[fx.Node] = set()
+    for node in graph.nodes:
+        of_module = node.op == "call_module" and is_noisy(model.get_submodule(str(node.target)))
+        if of_module or any(source in noisy for source in node.all_input_nodes):
+            noisy.add(node)
+    if sum(node.op == "placeholder" for node in graph.nodes) != 1 or not noisy:
+        return None
+
+    beginning, rest = fx.Graph(), fx.Graph()
+    in_beginning: dict[fx.Node, fx.Node] = {}
+    in_rest: dict[fx.Node, fx.Node] = {}
+    handed_on = [n for n in graph.nodes if n not in noisy and any(user in noisy for user in n.users)]
+    for node in handed_on:
+        if node.op == "get_attr":
+            in_rest[node] = rest.node_copy(node)
+        else:
+            in_rest[node] = rest.placeholder(node.name)
+    for node in graph.nodes:
+        if node in noisy:
+            in_rest[node] = rest.node_copy(node, lambda n: in_rest[n])
+        else:
+            in_beginning[node] = beginning.node_copy(node, lambda n: in_beginning[n])
+    beginning.output(tuple(in_beginning[node] for node in handed_on if node.op != "get_attr"))
+    return fx.GraphModule(model, beginning), fx.GraphModule(model, rest)
+
+
+class _Tracer(fx.Tracer):
+    """Takes torch's own modules and noisy layers as single steps, and remembers them."""
+
+    def __init__(self, is_noisy: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.is_noisy = is_noisy
+        self.leaves: set[nn.Module] = set()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf = self.is_noisy(m) or super().is_leaf_module(m, module_qualified_name)
+        if leaf:
+            self.leaves.add(m)
+        return leaf
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -1,0 +1,117 @@
+"""What noisy passes have in common is computed once, and nothing else changes."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sapcore import SAP, evaluation, with_sap
+from sapcore.attacks.gradient import gradient_of_mean, mean_of_gradients
+from sapcore.randomness import NoisyModel
+from sapcore.splitting import split
+
+Images = tuple[Tensor, Tensor]
+Watch = Callable[[nn.Module], list[int]]
+
+
+def is_sap(module: nn.Module) -> bool:
+    return isinstance(module, SAP)
+
+
+@pytest.mark.parametrize("precision", evaluation.PRECISIONS)
+def test_a_network_goes_on_from_its_beginning_to_the_same_logits(
+    noisy: NoisyModel, digits: Images, precision: str
+) -> None:
+    x, names = digits[0][:4].float(), {"seed": 3, "ids": torch.tensor([5, 1, 2, 9]), "passes": 7}
+    with torch.no_grad(), evaluation.autocast(precision, x.device):
+        begun = noisy.begin(x)
+        assert begun.model is not noisy.model
+        assert torch.equal(noisy(begun, **names), noisy(x, **names))
+
+
+def test_the_part_before_the_first_noisy_layer_runs_once_per_image(
+    dense: nn.Module, digits: Images, watch: Watch
+) -> None:
+    noisy = with_sap(dense, 100)
+    before, after = watch(noisy.get_submodule("model.conv_input")), watch(noisy.get_submodule("model.head"))
+    evaluation.predict(noisy, digits[0][:6], passes=5, batch_size=4)
+    assert before == [4, 2]
+    assert sum(after) == 6 * 5
+
+
+@pytest.mark.parametrize("estimate", [mean_of_gradients, gradient_of_mean])
+def test_the_gradient_is_that_of_the_undivided_network(
+    dense: nn.Module, digits: Images, estimate: Callable[..., Tensor]
+) -> None:
+    x, y = digits[0][:3].float(), digits[1][:3]
+    divided, undivided = with_sap(dense, 100), with_sap(dense, 100)
+    undivided.model.register_forward_hook(lambda *_: None)
+    found, expected = (estimate(m, x, y, torch.arange(3), 0, range(4), 6, "float32") for m in (divided, undivided))
+    assert divided.begin(x).model is not divided.model
+    assert undivided.begin(x).model is undivided.model
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
+
+
+class Forked(nn.Module):
+    """Goes on from the input, from what came of it, and from a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)
+        self.shift = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self.relu(h) + h.tanh() + x + self.shift)
+
+
+def test_several_tensors_may_be_handed_on() -> None:
+    model = with_sap(Forked().eval())
+    halves = split(model.model, is_sap)
+    assert halves is not None
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    parts = halves[0](x)
+    assert len(parts) == 3
+    with torch.no_grad():
+        assert torch.equal(model(model.begin(x), seed=1), model(x, seed=1))
+
+
+class Branching(nn.Module):
+    """Looks at its input to decide what to do, which torch.fx cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x) if x.sum() > 0 else -x
+
+
+class Counting(nn.Module):
+    """Hands on something that is no tensor of one row per example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x).reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("kind", [Branching, Counting])
+def test_a_network_that_cannot_be_split_runs_whole(kind: Callable[[], nn.Module]) -> None:
+    model = with_sap(kind().eval(), 50)
+    x = torch.rand(3, 40, generator=torch.Generator().manual_seed(0))
+    assert model.begin(x).parts[0] is x
+    assert torch.equal(model(model.begin(x)), model(x))
+    gradient = mean_of_gradients(model, x, torch.tensor([0, 1, 2]), torch.arange(3), 0, range(2), 6, "float32")
+    assert gradient.any()
+
+
+def test_a_network_changed_later_is_split_anew(dense: nn.Module, digits: Images) -> None:
+    noisy, x = with_sap(dense, 100), digits[0][:2].float()
+    before = noisy(noisy.begin(x))
+    noisy.get_submodule("model").norm_input = nn.Identity()
+    assert torch.equal(noisy(noisy.begin(x)), noisy(x))
+    assert not torch.equal(noisy(x), before)
