@@ -514,29 +514,43 @@ def forward(
     want_mask: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`reference.forward` by the kernel, for float32 and bfloat16 maps on the CPU; what is not wanted is None."""
-    rows = _rows(h)
-    if rows.shape[1] > LARGEST_MAP:
-        raise SapcoreError(f"the map has {rows.shape[1]} units, but SAP takes {LARGEST_MAP} at most")
+    rows = _contiguous(h.detach())
+    a = rows[0].numel() if len(rows) else 0
+    if a > LARGEST_MAP:
+        raise SapcoreError(f"the map has {a} units, but SAP takes {LARGEST_MAP} at most")
     out = torch.empty_like(rows)
-    factor = torch.empty_like(rows if want_factor else rows[:0, :0])
-    mask = torch.empty_like(rows if want_mask else rows[:0, :0], dtype=torch.bool)
-    if rows.numel():
-        key = [u64(word) for word in split_seed(seed)]
-        names = [t.detach().to("cpu", torch.int64).contiguous().numpy() for t in (ids, passes)]
-        arrays = [_array(t) for t in (out, factor)]
-        if not sap_rows(numba.get_num_threads(), _array(rows), rectify, r, *key, *names, layer, *arrays, mask.numpy()):
+    factor = torch.empty_like(rows) if want_factor else None
+    mask = torch.empty_like(rows, dtype=torch.bool) if want_mask else None
+    if a:
+        key = (u64(word) for word in split_seed(seed))
+        names = (t.to("cpu", torch.int64).contiguous().numpy() for t in (ids, passes))
+        arrays = (_array(t) if t is not None else _UNWANTED[h.dtype] for t in (out, factor))
+        kept = mask.numpy().reshape(len(h), a) if mask is not None else _UNWANTED[torch.bool]
+        if not sap_rows(numba.get_num_threads(), _array(rows), rectify, r, *key, *names, layer, *arrays, kept):
             raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
-    return (
-        from_units(out, h),
-        from_units(factor, h) if want_factor else None,
-        from_units(mask, h) if want_mask else None,
-    )
+    return (_like(h, out), None if factor is None else _like(h, factor), None if mask is None else _like(h, mask))
 
 
-def _rows(h: Tensor) -> Tensor:
-    """The map's units as contiguous rows, (N, a); no copy where h is channels_last."""
-    return to_units(h.detach()).contiguous()
+_UNWANTED = {
+    torch.float32: np.empty((0, 0), dtype=np.float32),
+    torch.bfloat16: np.empty((0, 0), dtype=np.uint16),
+    torch.bool: np.empty((0, 0), dtype=np.bool_),
+}
 
 
-def _array(t: Tensor) -> np.ndarray:
-    return t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy().view(np.uint16)
+def _contiguous(h: Tensor) -> Tensor:
+    """h with its units in their order in memory, channels last; not copied if they are already."""
+    if h.dim() == 4:  # by far the most frequent case, and so worth fewer steps
+        return h.permute(0, 2, 3, 1).contiguous()
+    return to_units(h).contiguous()
+
+
+def _like(h: Tensor, rows: Tensor) -> Tensor:
+    """What `_contiguous` laid out, shaped as h."""
+    return rows.permute(0, 3, 1, 2) if h.dim() == 4 else from_units(rows, h)
+
+
+def _array(rows: Tensor) -> np.ndarray:
+    """As an array (N, a), bfloat16 as uint16."""
+    array = rows.numpy() if rows.dtype == torch.float32 else rows.view(torch.int16).numpy().view(np.uint16)
+    return array.reshape(len(array), -1)

@@ -1,6 +1,7 @@
 """SAP as a function, as a module, and as a copy of a pretrained network with SAP after every ReLU."""
 
 import copy
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any, Literal, overload
@@ -47,6 +48,7 @@ def sap(
     Raises `SapcoreError` for nan or inf (the gpu kernel returns nan instead, so as not to wait for the device),
     for percent <= 0, and for maps of more than 2**22 units.
     """
+    ids, passes = (t.to(h.device) for t in per_example(len(h) if h.dim() else 0, ids, passes))
     out, mask = _sap(h, percent, seed, ids, passes, layer, False, return_mask, backend)
     return (out, mask) if return_mask else out
 
@@ -55,8 +57,8 @@ def _sap(
     h: Tensor,
     percent: float,
     seed: int,
-    ids: Tensor | None,
-    passes: Tensor | int,
+    ids: Tensor,
+    passes: Tensor,
     layer: int,
     rectify: bool,
     want_mask: bool,
@@ -67,8 +69,11 @@ def _sap(
         raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
     if h.dim() < 2 or not h.is_floating_point():
         raise SapcoreError(f"h is {h.dtype} with shape {tuple(h.shape)}, but must be float with shape (N, ...)")
-    r = reference.draws(percent, h[0].numel() if len(h) else 0)
-    ids, passes = (t.to(h.device) for t in per_example(len(h), ids, passes))
+    if len(ids) != len(h):
+        raise SapcoreError(
+            f"the map holds {len(h)} examples, but the network was given {len(ids)}; SAP prunes each alone"
+        )
+    r = reference.draws(percent, h.numel() // len(h) if len(h) else 0)
     if backend == "auto":
         backend = "cpu" if _cpu_takes(h) else "gpu" if h.device.type == "cuda" and _gpu_takes(h) else "reference"
     elif backend == "cpu" and not _cpu_takes(h):
@@ -86,8 +91,13 @@ def _cpu_takes(h: Tensor) -> bool:
     return h.device.type == "cpu" and h.dtype in cpu.DTYPES
 
 
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _gpu_takes(h: Tensor) -> bool:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return False
     from sapcore.sap import gpu
 
@@ -177,7 +187,7 @@ class SAP(nn.Module):
         noise = self.noise
         if noise.ids is None or noise.passes is None:
             raise SapcoreError("a SAP layer needs its network's random numbers: call the NoisyModel that with_sap made")
-        names = noise.seed, noise.ids, noise.passes, noise.next_layer()
+        names = noise.seed, noise.ids.to(h.device), noise.passes.to(h.device), noise.next_layer()
         return _sap(h, self.percent, *names, self.rectify, False, self.backend)[0]
 
     def extra_repr(self) -> str:

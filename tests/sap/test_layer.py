@@ -432,6 +432,12 @@ def test_the_same_arguments_give_the_same_output(digits: tuple[Tensor, Tensor], 
         assert (noisy(x, **(names | other)) != first).any(1).all()
 
 
+def test_a_network_that_mixes_examples_is_refused() -> None:
+    noisy = with_sap(nn.Sequential(nn.Unflatten(0, (2, 2)), nn.ReLU()))
+    with pytest.raises(SapcoreError, match="the map holds 2 examples, but the network was given 4"):
+        noisy(torch.ones(4, 5))
+
+
 def test_the_description_names_the_defence() -> None:
     noisy = with_sap(nn.Sequential(nn.ReLU()), 25)
     assert noisy.description == {"kind": "sap", "percent": 25}
