@@ -175,8 +175,8 @@ def test_passes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(SapcoreError, match="backend is 'gpu', but must be one of auto, reference, cpu"):
-        sap(torch.ones(1, 5), backend="gpu")
+    with pytest.raises(SapcoreError, match="backend is 'tpu', but must be one of auto, reference, cpu"):
+        sap(torch.ones(1, 5), backend="tpu")
 
 
 @every_kind
