@@ -126,3 +126,7 @@ def _wanted(parsed: argparse.Namespace) -> list[results.Cell]:
     for figure in parsed.figures or experiments.FIGURES:
         wanted |= dict.fromkeys(experiments.cells(figure, _settings(parsed)))
     return list(wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

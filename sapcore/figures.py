@@ -153,6 +153,57 @@ def inclusion_law(p: Tensor, kept_share: Tensor, r: int, passes: int) -> Figure:
     return figure
 
 
+def speed_bars(frame: pd.DataFrame, axis: str, lines: dict[str, float] | None = None) -> Figure:
+    """Horizontal bars on a logarithmic axis, a row of `frame` each: label, p20, p50, p80. `lines` are upright."""
+    _style()
+    figure, axes = plt.subplots(figsize=(7, 0.45 * len(frame) + 1.6))
+    at = range(len(frame))
+    middle = frame["p50"].to_numpy()
+    spread = np.array([middle - frame["p20"].fillna(frame["p50"]), frame["p80"].fillna(frame["p50"]) - middle])
+    axes.barh(at, middle, xerr=spread, color="steelblue", height=0.6, capsize=2)
+    for y, value in zip(at, middle, strict=True):
+        axes.annotate(f" {value:.3g}", (value, y), xytext=(8, 0), textcoords="offset points", va="center")
+    for style, (label, value) in zip(("-", "--", ":"), (lines or {}).items(), strict=False):
+        axes.axvline(value, color="crimson", linestyle=style, label=label)
+    axes.set(xscale="log", xlabel=axis)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * 2.5)
+    axes.set_yticks(at, frame["label"])
+    axes.invert_yaxis()
+    if lines:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.5 / len(frame)), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def scaling_lines(table: list[dict[str, Any]]) -> Figure:
+    """Seconds and peak memory against what grows, both axes logarithmic."""
+    _style()
+    frame = pd.DataFrame(table)
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharey="row")
+    for column, (what, points) in zip(axes.T, frame.groupby("grows", sort=False), strict=True):
+        number = points["number"] ** (2 if what == "map side" else 1)
+        column[0].plot(number, points["seconds"], "o-", color="black")
+        column[1].plot(number, points["peak MiB"], "o-", color="steelblue")
+        for part in column:
+            part.set(xscale="log", yscale="log")
+        column[1].set_xlabel("places of a map" if what == "map side" else str(what))
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("peak memory (MiB)")
+    figure.tight_layout()
+    return figure
+
+
+def benchmark_origin(row: dict[str, Any]) -> Markdown:
+    """One line: which benchmark, device, number of threads, versions and commit."""
+    origin = row["provenance"]
+    versions = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
+    return Markdown(
+        f"*`benchmarks/{row['benchmark']}.py` on {row['dataset']}; {origin['device']}, {origin['threads']} threads; "
+        f"{versions}; commit {origin['commit']}, {origin['date']}.*"
+    )
+
+
 def accuracy_table(frame: pd.DataFrame) -> Markdown:
     """Accuracy in percent with its interval: a row per series, a column per eps."""
     text = frame.assign(

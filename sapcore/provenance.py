@@ -62,8 +62,12 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def commit() -> str:
-    """The short hash of the checked-out commit, with `-dirty` if `sapcore/` differs from it."""
+    """The short hash of the checked-out commit, with `-dirty` if `sapcore/` differs from it.
+
+    Asked once per process: what runs is what was imported, whatever is checked out later.
+    """
     try:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)

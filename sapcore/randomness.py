@@ -140,7 +140,8 @@ class NoisyModel(nn.Module):
         """
         split_seed(seed)
         self.noise.seed = seed
-        self.noise.ids, self.noise.passes = per_example(len(x), ids, passes)
+        device = x.parts[0].device if isinstance(x, Begun) else x.device
+        self.noise.ids, self.noise.passes = (t.to(device) for t in per_example(len(x), ids, passes))
         self.noise.layer = 0
         return x.model(*x.parts) if isinstance(x, Begun) else self.model(x)
 

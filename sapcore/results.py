@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sapcore.paths import results_root, write_atomically
+from sapcore.errors import SapcoreError
+from sapcore.paths import ROOT, results_root, write_atomically
 
 VERSION = 1
 """Counted up when a change of the code changes what a spec means; cells of another version are stale."""
@@ -144,3 +145,12 @@ def state(cell: Cell) -> tuple[str, str]:
             return "stale", " and ".join({"checkpoint_sha256": "the checkpoint", "version": "the code's version"}[c]
                                          for c in changed) + " changed since it was computed"  # fmt: skip
     return "missing", ""
+
+
+def benchmarks(name: str) -> list[dict[str, Any]]:
+    """The newest row of a benchmark for each device, as `benchmarks/NAME.py` appended it."""
+    path = ROOT / "data" / "benchmarks" / f"{name}.jsonl"
+    if not path.exists():
+        raise SapcoreError(f"there is no {path.name} under data/benchmarks; run `python benchmarks/{name}.py`")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return list({row["provenance"]["device"]: row for row in rows}.values())

@@ -20,6 +20,7 @@ def run(cells: Iterable[Cell], device: str | None = None, progress: bool = True)
     A cell that fails does not stop the others, but a missing data set or checkpoint stops the run at once.
     """
     on = provenance.device(device)
+    provenance.commit()  # of the code as it starts
     todo = [cell for cell in cells if results.read(cell) is None]
     for dataset, checkpoint in {(cell.dataset, cell.checkpoint) for cell in todo}:
         data.load(dataset, "test")

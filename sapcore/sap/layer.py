@@ -187,7 +187,7 @@ class SAP(nn.Module):
         noise = self.noise
         if noise.ids is None or noise.passes is None:
             raise SapcoreError("a SAP layer needs its network's random numbers: call the NoisyModel that with_sap made")
-        names = noise.seed, noise.ids.to(h.device), noise.passes.to(h.device), noise.next_layer()
+        names = noise.seed, noise.ids, noise.passes, noise.next_layer()
         return _sap(h, self.percent, *names, self.rectify, False, self.backend)[0]
 
     def extra_repr(self) -> str:

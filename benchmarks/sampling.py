@@ -1,0 +1,90 @@
+"""SAP-100 of the 19 maps of one image: the kernel against torch.multinomial and scatter.
+
+    python benchmarks/sampling.py
+
+Each call treats `passes` Monte Carlo passes of one image, map by map. Error: the distance between how often a unit
+was kept and the law 1 - (1 - p)^r, in standard errors, root mean square over all units whose law lies in 0.05 to
+0.95; an exact sampler has 1. On a GPU the kernel is also measured against a plain copy of the same maps.
+"""
+
+import math
+
+import torch
+from common import alternate, arguments, network, percentiles, report, test_images
+from torch import Tensor, nn
+
+from sapcore import sap, with_sap
+from sapcore.evaluation import autocast
+from sapcore.sap import SAP
+
+SAPS = {"cpu": "cpu", "cuda": "gpu"}
+
+
+@torch.no_grad()
+def maps_of(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """The 19 rectified maps of one image, bfloat16 as in the network's forward pass."""
+    found: list[Tensor] = []
+    noisy = with_sap(model, 100)
+    for module in noisy.modules():
+        if isinstance(module, SAP):
+            module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].relu()))
+    with autocast("bfloat16", image.device):
+        noisy(image)
+    return found
+
+
+def kept_by_kernel(h: Tensor, backend: str) -> Tensor:
+    return sap(h, 100, passes=torch.arange(len(h)), return_mask=True, backend=backend)[1]
+
+
+def kept_by_multinomial(p: Tensor) -> Tensor:
+    drawn = torch.multinomial(p, p.shape[1], replacement=True)
+    return torch.zeros_like(p, dtype=torch.bool).scatter_(1, drawn, True)
+
+
+def error(kept: list[Tensor], p: list[Tensor]) -> float:
+    scores = []
+    for mask, probability in zip(kept, p, strict=True):
+        law = -torch.expm1(probability.shape[1] * torch.log1p(-probability[0].double()))
+        share = mask.double().mean(0)
+        score = (share - law) / (law * (1 - law) / len(mask)).sqrt()
+        scores.append(score[(law > 0.05) & (law < 0.95)])
+    return math.sqrt(torch.cat(scores).square().mean())
+
+
+def main() -> None:
+    options = arguments(__doc__, rounds=15, passes=64)
+    device, passes = options.device, options.passes
+    image = test_images(options.dataset, 1)[0].to(device)
+    maps = [h.repeat(passes, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+            for h in maps_of(network(options.dataset, device), image)]  # fmt: skip
+    flat = [h.movedim(1, -1).flatten(1).float() for h in maps]
+    p = [h / h.sum(1, keepdim=True) for h in flat]
+    names, backend = torch.arange(passes, device=device), SAPS[device.type]
+    outputs = [torch.empty_like(h) for h in maps]
+    candidates = {
+        "kernel, scaling included": lambda: [sap(h, 100, passes=names, backend=backend) for h in maps],
+        "torch.multinomial and scatter": lambda: [kept_by_multinomial(row) for row in p],
+        "plain copy": lambda: [out.copy_(h) for out, h in zip(outputs, maps, strict=True)],
+    }
+    seconds = alternate(candidates, options.rounds, device)
+    ours, theirs, copy = (seconds[name] for name in candidates)
+    errors = {
+        "kernel, scaling included": error([kept_by_kernel(h, backend).movedim(1, -1).flatten(1) for h in maps], p),
+        "torch.multinomial and scatter": error([kept_by_multinomial(row) for row in p], p),
+    }
+    table = [
+        {"sampler": name, **percentiles(1e3 * seconds[name] / passes), "unit": "ms per image",
+         "error": round(errors[name], 4) if name in errors else None}
+        for name in candidates
+    ]  # fmt: skip
+    units = sum(h[0].numel() for h in maps)
+    report(
+        "sampling", options, table, passes=passes, units=units,
+        bytes_per_image=2 * sum(h[0].numel() * h.element_size() for h in maps),
+        times_faster=percentiles(theirs / ours), share_of_copy_bandwidth=percentiles(copy / ours),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Each benchmark runs, prints one table and appends one row; here with so little work that its numbers mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.patches import Rectangle
+
+from sapcore import figures, results
+from sapcore.errors import SapcoreError
+from sapcore.paths import ROOT
+
+TINY = {
+    "sampling": ["--rounds", "1", "--passes", "4"],
+    "network": ["--rounds", "1", "--examples", "4"],
+    "attacks": ["--rounds", "1", "--examples", "4", "--steps", "2"],
+    "eot": ["--rounds", "1", "--examples", "2", "--steps", "1", "--passes", "2"],
+    "training": ["--rounds", "1", "--examples", "64"],
+}
+RATIOS = {
+    "sampling": "times_faster",
+    "network": "share_of_dense_throughput",
+    "attacks": "times_faster",
+    "eot": "times_faster",
+    "training": "times_faster",
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_benchmark_prints_a_table_and_appends_a_row(name: str, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--dataset", "digits", "--device", "cpu"]
+    done = subprocess.run([*script, "--rows", str(tmp_path), *TINY[name]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert row["benchmark"] == name
+    assert {"device", "threads", "versions", "commit", "date"} <= row["provenance"].keys()
+    assert all(entry["p50"] > 0 for entry in row["table"])
+    assert done.stdout.startswith("|")
+    assert RATIOS[name] in done.stdout
+    assert str(row[RATIOS[name]]) in done.stdout
+
+
+def test_a_benchmark_says_which_data_set_it_lacks(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "benchmarks" / "sampling.py"), "--dataset", "imagenet"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "invalid choice: 'imagenet'" in done.stderr
+
+
+def test_one_row_per_device_is_read_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    with pytest.raises(SapcoreError, match=r"run `python benchmarks/sampling.py`"):
+        results.benchmarks("sampling")
+    folder = tmp_path / "data" / "benchmarks"
+    folder.mkdir(parents=True)
+    rows = [{"number": i, "provenance": {"device": name}} for i, name in enumerate(["a", "b", "a"])]
+    (folder / "sampling.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["number"] for row in results.benchmarks("sampling")] == [2, 1]
+
+
+def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
+    frame = pd.DataFrame(
+        [
+            {"label": "ours", "p20": 1.0, "p50": 2.0, "p80": 3.0},
+            {"label": "once", "p20": None, "p50": 20.0, "p80": None},
+        ]
+    )
+    axes = figures.speed_bars(frame, "seconds", {"published": 20}).axes[0]
+    assert [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == [2, 20]
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ours", "once"]
+    points = [{"grows": what, "number": n, "seconds": n / 10, "peak MiB": 300}
+              for what in ("images", "passes", "map side") for n in (1, 10, 100)]  # fmt: skip
+    upper = figures.scaling_lines(points).axes[:3]
+    assert [np.asarray(axes.lines[0].get_xdata()).tolist() for axes in upper] == [
+        [1, 10, 100],
+        [1, 10, 100],
+        [1, 100, 10_000],
+    ]
