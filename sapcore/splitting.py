@@ -8,8 +8,8 @@ from torch import fx, nn
 def split(model: nn.Module, is_noisy: Callable[[nn.Module], bool]) -> tuple[nn.Module, nn.Module] | None:
     """The part of `model` that no noisy layer reaches, and the rest: model(x) = rest(*beginning(x)).
 
-    Both share the modules of `model`. None if the network's forward cannot be traced by torch.fx, or if it has
-    hooks that the traced parts would not call.
+    Both share the modules of `model`; the rest may do two of them in one step. None if the network's forward cannot
+    be traced by torch.fx, or if it has hooks that the traced parts would not call.
     """
     tracer = _Tracer(is_noisy)
     try:
@@ -41,7 +41,28 @@ def split(model: nn.Module, is_noisy: Callable[[nn.Module], bool]) -> tuple[nn.M
         else:
             in_beginning[node] = beginning.node_copy(node, lambda n: in_beginning[n])
     beginning.output(tuple(in_beginning[node] for node in handed_on if node.op != "get_attr"))
-    return fx.GraphModule(model, beginning), fx.GraphModule(model, rest)
+    return fx.GraphModule(model, beginning), _fused(fx.GraphModule(model, rest))
+
+
+def _fused(module: fx.GraphModule) -> fx.GraphModule:
+    """Let each noisy layer that can do so take the step before it into its own."""
+    for node in list(module.graph.nodes):
+        source = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        before, layer = (module.get_submodule(str(n.target)) for n in (source, node))
+        absorb = getattr(layer, "absorb", None)
+        if absorb is None or len(source.users) > 1 or _has_hooks(before) or _has_hooks(layer):
+            continue
+        both = absorb(before)
+        if both is not None:
+            module.add_submodule(f"{node.name}_fused", both)
+            node.target = f"{node.name}_fused"
+            node.args = source.args
+            module.graph.erase_node(source)
+    module.graph.lint()
+    module.recompile()
+    return module
 
 
 class _Tracer(fx.Tracer):

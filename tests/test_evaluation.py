@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapcore import attacks, evaluation, runner
+from sapcore import attacks, checkpoints, data, evaluation, runner
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import accuracy, predict
 from sapcore.experiments import cells, settings
 from sapcore.randomness import Begun, NoisyModel
 from sapcore.sap import with_sap
+from tests.test_data import needs_cifar10
 
 Watch = Callable[[nn.Module], list[int]]
 Images = tuple[Tensor, Tensor]
@@ -200,3 +201,19 @@ def test_bfloat16_arithmetic_gives_nearly_the_same(noisy: NoisyModel, digits: Im
 
 def test_predict_makes_no_gradient_graph(noisy: NoisyModel, digits: Images) -> None:
     assert not predict(noisy, digits[0][:1].float().requires_grad_(), passes=1).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("dataset", "eps"),
+    [("digits", 8), ("digits", 32), pytest.param("cifar10", 0, marks=needs_cifar10),
+     pytest.param("cifar10", 2, marks=needs_cifar10)],
+)  # fmt: skip
+def test_bfloat16_changes_no_accuracy_by_more_than_its_interval(dataset: str, eps: float) -> None:
+    """Attack and evaluation both, in either precision, on SAP-100."""
+    (x, y), model = (t[:200] for t in data.load(dataset, "test")), checkpoints.load(f"resnet20-{dataset}")
+    noisy = with_sap(model, 100)
+    exact, fast = (
+        accuracy(predict(noisy, attacks.fgsm(noisy, x, y, eps, passes=5, precision=p), passes=10, precision=p), y)
+        for p in ("float32", "bfloat16")
+    )
+    assert exact.low <= fast.value <= exact.high

@@ -115,3 +115,77 @@ def test_a_network_changed_later_is_split_anew(dense: nn.Module, digits: Images)
     noisy.get_submodule("model").norm_input = nn.Identity()
     assert torch.equal(noisy(noisy.begin(x)), noisy(x))
     assert not torch.equal(noisy(x), before)
+
+
+def normalized(channels: int = 16, **options: bool) -> nn.Sequential:
+    """A convolution, then BatchNorm with statistics of its own, then ReLU."""
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm2d(channels, **options)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            if tensor is not None:
+                tensor.copy_(torch.rand(channels, generator=generator) + 0.1)
+    return nn.Sequential(nn.Identity(), nn.ReLU(), nn.Conv2d(3, channels, 3), norm, nn.ReLU(), nn.Flatten())
+
+
+def steps(noisy: NoisyModel, x: Tensor) -> list[str]:
+    return [type(module).__name__ for module in noisy.begin(x).model.modules()]
+
+
+IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("precision", evaluation.PRECISIONS)
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [(16, {}), (64, {}), (24, {}), (1024, {}), (16, {"affine": False}), (16, {"track_running_stats": False})],
+)
+def test_batch_norm_relu_and_sap_in_one_step_are_one_after_the_other(
+    precision: str, channels: int, options: dict[str, bool]
+) -> None:
+    """Bit for bit; where the kernel cannot do it, and on the reference, by running them one after the other."""
+    model = normalized(channels, **options).eval()
+    for backend in ("auto", "reference"):
+        noisy = with_sap(model, 60, backend=backend)
+        assert "NormalizedSAP" in steps(noisy, IMAGES)
+        with torch.no_grad(), evaluation.autocast(precision, IMAGES.device):
+            x = IMAGES.contiguous(memory_format=torch.channels_last)
+            assert torch.equal(noisy(noisy.begin(x), seed=4), noisy(x, seed=4))
+
+
+def test_the_gradient_through_batch_norm_relu_and_sap_is_that_of_one_after_the_other() -> None:
+    model, y = normalized().eval(), torch.arange(4)
+    noisy, whole = with_sap(model, 60), with_sap(model, 60)
+    whole.model.register_forward_hook(lambda *_: None)
+    found, expected = (mean_of_gradients(m, IMAGES, y, y, 0, range(3), 12, "float32") for m in (noisy, whole))
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_statistics_that_change_are_seen() -> None:
+    model = normalized().eval()
+    noisy = with_sap(model, 100)
+    before = noisy(noisy.begin(IMAGES))
+    with torch.no_grad():
+        noisy.get_buffer("model.3.running_mean").add_(0.2)
+    assert torch.equal(noisy(noisy.begin(IMAGES)), noisy(IMAGES))
+    assert not torch.equal(noisy(IMAGES), before)
+
+
+def test_a_batch_norm_that_is_watched_or_used_twice_keeps_its_place() -> None:
+    model = normalized().eval()
+    model[3].register_forward_hook(lambda *_: None)
+    assert "NormalizedSAP" not in steps(with_sap(model), IMAGES)
+
+    class UsedTwice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv, self.norm, self.relu = nn.ReLU(), nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(self.conv(self.first(x)))
+            return (self.relu(h) + h).flatten(1)
+
+    noisy = with_sap(UsedTwice().eval())
+    assert "NormalizedSAP" not in steps(noisy, IMAGES)
+    assert torch.equal(noisy(noisy.begin(IMAGES)), noisy(IMAGES))

@@ -288,30 +288,54 @@ def _poisson(mean, c1, c2, c3, k0, k1):
 
 
 @njit(**FAST)
-def _largest(h, rectify):
-    """The bits of the largest |h|, or of the largest relu(h); nan and inf come out as EXPONENT_BITS or above."""
+def _magnitudes(h, magnitude):
+    """|h| as float32; returns the bits of the largest, EXPONENT_BITS or above if there is nan or inf."""
     bits = i32(0)
-    if not rectify:
-        for i in range(len(h)):
-            bits = max(bits, _as_int(abs(_load(h[i]))))
-        return bits
+    for i in range(len(h)):
+        magnitude[i] = abs(_load(h[i]))
+        bits = max(bits, _as_int(magnitude[i]))
+    return bits
+
+
+@njit(**FAST)
+def _rectified(h, magnitude):
+    """`_magnitudes` of relu(h)."""
+    bits = i32(0)
     nan = False
     for i in range(len(h)):
         x = _load(h[i])
-        bits = max(bits, _as_int(x))
         nan |= x != x
+        magnitude[i] = max(x, f32(0.0))
+        bits = max(bits, _as_int(magnitude[i]))
     return i32(EXPONENT_BITS) if nan else bits
 
 
 @njit(**FAST)
-def _normalize(h, rectify, power1, power2, magnitude):
-    """|h|, or relu(h), times a power of two that brings the largest into [1/2, 1)."""
-    if rectify:
-        for i in range(len(h)):
-            magnitude[i] = max(_load(h[i]), f32(0.0)) * power1 * power2
-    else:
-        for i in range(len(h)):
-            magnitude[i] = abs(_load(h[i])) * power1 * power2
+def _normalized_chunk(h, scale, shift, magnitude):
+    bits = i32(0)
+    nan = False
+    for i in range(len(h)):
+        x = _load(_rounded(_load(h[i]) * scale[i] + shift[i], h))
+        nan |= x != x
+        magnitude[i] = max(x, f32(0.0))
+        bits = max(bits, _as_int(magnitude[i]))
+    return i32(EXPONENT_BITS) if nan else bits
+
+
+@njit(**FAST)
+def _normalized(h, scale, shift, magnitude):
+    """`_magnitudes` of relu(h * scale + shift), the inside rounded to the type of h; both repeat along the row."""
+    bits = i32(0)
+    for start in range(0, len(h), len(scale)):
+        part = h[start : start + len(scale)]
+        bits = max(bits, _normalized_chunk(part, scale[: len(part)], shift[: len(part)], magnitude[start:]))
+    return bits
+
+
+@njit(**FAST)
+def _multiply(x, power):
+    for i in range(len(x)):
+        x[i] *= power
 
 
 @njit(**FAST)
@@ -386,51 +410,81 @@ def _scales(p, inverse_l1, largest, r):
 
 
 @njit(**FAST)
-def _multiply(h, scale, out):
-    for i in range(len(h)):
-        out[i] = _rounded(_load(h[i]) * scale[i], out)
-
-
-@njit(**FAST)
-def _narrow(wide, out):
+def _write_scaled(h, factor, out):
     for i in range(len(out)):
-        out[i] = _rounded(wide[i], out)
+        out[i] = _rounded(_load(h[i]) * factor[i], out)
 
 
 @njit(**FAST)
-def _scale_row(h, magnitude, keep, packed, inverse_l1, r, out, factor):
-    """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest; `packed` and `magnitude` are used up."""
-    a = len(h)
-    largest = _as_float(_largest(magnitude, False))
+def _write_scaled_magnitudes(magnitude, power, factor, out):
+    for i in range(len(out)):
+        out[i] = _rounded(magnitude[i] * power * factor[i], out)
+
+
+@njit(**FAST)
+def _write(factor, out):
+    for i in range(len(out)):
+        out[i] = _rounded(factor[i], out)
+
+
+@njit(**FAST)
+def _write_product(factor, scale, out):
+    for i in range(len(out)):
+        out[i] = _rounded(factor[i] * scale[i], out)
+
+
+@njit(**FAST)
+def _scale_row(h, rectify, chosen, scratch, scale, r, out, factor):
+    """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest."""
+    magnitude, keep, _, chunk, _, _, packed = scratch
+    inverse_l1, largest, power1, power2 = chosen
     n = 0
     for i in range(0, len(magnitude), LANES):
         n += _pack(magnitude, i, keep, packed, n)
     _scales(packed[:n], inverse_l1, largest, r)
     n = 0
-    for start in range(0, a, CHUNK):
-        stop = min(a, start + CHUNK)
+    for start in range(0, len(h), len(chunk)):
+        stop = min(len(h), start + len(chunk))
         for i in range(start, stop, LANES):
-            n += _unpack(packed, n, keep, i, magnitude, i - start)
-        _multiply(h[start:stop], magnitude, out[start:stop])
-        if len(factor):
-            _narrow(magnitude, factor[start:stop])
+            n += _unpack(packed, n, keep, i, chunk, i - start)
+        if rectify:
+            if power2 != f32(1.0):
+                _multiply(magnitude[start:stop], power2)
+            _write_scaled_magnitudes(magnitude[start:stop], power1, chunk, out[start:stop])
+        else:
+            _write_scaled(h[start:stop], chunk, out[start:stop])
+        if len(factor) and len(scale):
+            _write_product(chunk, scale[start % len(scale) :], factor[start:stop])
+        elif len(factor):
+            _write(chunk, factor[start:stop])
 
 
 @njit(**FAST)
-def _sap_row(h, rectify, r, scratch, c1, c2, layer, k0, k1):
-    """Choose one row's kept units; return 1 / sum of magnitudes, 0 if that is 0, -1 for nan or inf."""
+def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
+    """Choose one row's kept units.
+
+    Returns 1 / sum of magnitudes (0 if that is 0, -1 for nan or inf), the largest magnitude, and two powers of two
+    that lead from magnitudes back to units.
+    """
     magnitude, keep, words, since, bound, found, _ = scratch
     a = len(h)
-    bits = _largest(h, rectify)
-    if bits >= i32(EXPONENT_BITS):
-        return f32(-1.0)
+    if len(scale):
+        bits = _normalized(h, scale, shift, magnitude)
+    elif rectify:
+        bits = _rectified(h, magnitude)
+    else:
+        bits = _magnitudes(h, magnitude)
     keep[:] = False
     magnitude[a:] = f32(0.0)
+    if bits >= i32(EXPONENT_BITS):
+        return f32(-1.0), f32(0.0), f32(0.0), f32(0.0)
     if bits == 0 or r == 0:
-        return f32(0.0)
+        return f32(0.0), f32(0.0), f32(0.0), f32(0.0)
     exponent = math.frexp(_as_float(bits))[1]
-    half = exponent // 2  # in two steps, because 2**149 is no float32
-    _normalize(h, rectify, f32(math.ldexp(1.0, -half)), f32(math.ldexp(1.0, half - exponent)), magnitude)
+    first = exponent if abs(exponent) < 100 else exponent // 2  # 2**149 is no float32
+    _multiply(magnitude, f32(math.ldexp(1.0, -first)))
+    if first != exponent:
+        _multiply(magnitude, f32(math.ldexp(1.0, first - exponent)))
     total = i64(0)
     for b in range(len(bound)):
         total += _block_weight(magnitude, b * BLOCK)
@@ -459,28 +513,30 @@ def _sap_row(h, rectify, r, scratch, c1, c2, layer, k0, k1):
             break
         attempt += 1
     _draw_missing(r - arrived, magnitude, bound, keep, words, found, c1, c2, u64(layer | MISSING << 16), k0, k1)
-    return f32(1.0 / l1)
+    largest = f32(math.frexp(_as_float(bits))[0])
+    return f32(1.0 / l1), largest, f32(math.ldexp(1.0, first)), f32(math.ldexp(1.0, exponent - first))
 
 
 @njit(parallel=True, nogil=True, cache=True, **FAST)
-def sap_rows(workers, h, rectify, r, k0, k1, ids, passes, layer, out, factor, mask):
-    """SAP on rows of units (N, a), float32 or bfloat16 (as uint16), or on their relu; True if all are finite.
+def sap_rows(workers, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, out, factor, mask):
+    """SAP on rows of units (N, a), float32 or bfloat16 (as uint16); True if all are finite.
 
-    `factor` and `mask` are (N, a), or (0, 0) if not wanted. The arithmetic is float32, rounded once at the end.
+    With `rectify` of their relu; with `scale` and `shift`, which repeat along the row, of relu(h * scale + shift).
+    `factor` (the derivative of out by h) and `mask` are (N, a), or (0, 0) if not wanted. The arithmetic is float32,
+    rounded once at the end.
     """
     n, a = h.shape
     finite = np.ones(n, dtype=np.bool_)
     for worker in prange(workers):
         scratch = _scratch(a)
         for row in range(worker * n // workers, (worker + 1) * n // workers):
-            magnitude, keep, packed = scratch[0], scratch[1], scratch[6]
             names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
-            inverse_l1 = _sap_row(h[row], rectify, r, scratch, names[0], names[1], layer, k0, k1)
-            finite[row] = inverse_l1 >= f32(0.0)
+            chosen = _choose_row(h[row], rectify, scale, shift, r, scratch, names[0], names[1], layer, k0, k1)
+            finite[row] = chosen[0] >= f32(0.0)
             if len(mask):
-                mask[row] = keep[:a]
-            scales = factor[row] if len(factor) else out[row, :0]
-            _scale_row(h[row], magnitude, keep, packed, inverse_l1, r, out[row], scales)
+                mask[row] = scratch[1][:a]
+            wanted = factor[row] if len(factor) else out[row, :0]
+            _scale_row(h[row], rectify, chosen, scratch, scale, r, out[row], wanted)
     return finite.all()
 
 
@@ -512,8 +568,12 @@ def forward(
     rectify: bool,
     want_factor: bool,
     want_mask: bool,
+    affine: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`reference.forward` by the kernel, for float32 and bfloat16 maps on the CPU; what is not wanted is None."""
+    """`reference.forward` by the kernel, for float32 and bfloat16 maps on the CPU; what is not wanted is None.
+
+    With `affine`, what `affine_of` made, it is that of relu(h * scale + shift), and the factor is the derivative by h.
+    """
     rows = _contiguous(h.detach())
     a = rows[0].numel() if len(rows) else 0
     if a > LARGEST_MAP:
@@ -526,7 +586,8 @@ def forward(
         names = (t.to("cpu", torch.int64).contiguous().numpy() for t in (ids, passes))
         arrays = (_array(t) if t is not None else _UNWANTED[h.dtype] for t in (out, factor))
         kept = mask.numpy().reshape(len(h), a) if mask is not None else _UNWANTED[torch.bool]
-        if not sap_rows(numba.get_num_threads(), _array(rows), rectify, r, *key, *names, layer, *arrays, kept):
+        affine = affine or (_NO_AFFINE, _NO_AFFINE)
+        if not sap_rows(numba.get_num_threads(), _array(rows), rectify, *affine, r, *key, *names, layer, *arrays, kept):
             raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
     return (_like(h, out), None if factor is None else _like(h, factor), None if mask is None else _like(h, mask))
 
@@ -536,6 +597,18 @@ _UNWANTED = {
     torch.bfloat16: np.empty((0, 0), dtype=np.uint16),
     torch.bool: np.empty((0, 0), dtype=np.bool_),
 }
+
+
+_NO_AFFINE = np.empty(0, dtype=np.float32)
+
+
+def affine_of(scale: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """A scale and a shift per channel, float32 (C,), repeated to a whole number of chunks; None if C does not fit."""
+    channels = len(scale)
+    if max(channels, CHUNK) % min(channels, CHUNK):
+        return None
+    times = max(1, CHUNK // channels)
+    return np.tile(scale.detach().numpy(), times), np.tile(shift.detach().numpy(), times)
 
 
 def _contiguous(h: Tensor) -> Tensor:

@@ -119,10 +119,11 @@ class _Sap(torch.autograd.Function):
         rectify: bool,
         want_mask: bool,
         backend: str,
+        affine: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
         want_factor = ctx.needs_input_grad[0]
         if backend == "cpu":
-            out, factor, mask = cpu.forward(h, r, seed, ids, passes, layer, rectify, want_factor, want_mask)
+            out, factor, mask = cpu.forward(h, r, seed, ids, passes, layer, rectify, want_factor, want_mask, affine)
         else:
             out, factor, mask = reference.forward(h, r, seed, ids, passes, layer, rectify)
         if want_factor:
@@ -135,7 +136,7 @@ class _Sap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (factor,) = ctx.saved_tensors
-        return grad * factor, *[None] * 8
+        return grad * factor, *[None] * 9
 
 
 class _SapOnGpu(torch.autograd.Function):
@@ -192,6 +193,43 @@ class SAP(nn.Module):
 
     def extra_repr(self) -> str:
         return f"percent={self.percent}" + ", rectify=True" * self.rectify
+
+    def absorb(self, before: nn.Module) -> nn.Module | None:
+        """A layer that is `before`, then this one, in one step; None if there is none."""
+        return NormalizedSAP(before, self) if type(before) is nn.BatchNorm2d and self.rectify else None
+
+
+class NormalizedSAP(nn.Module):
+    """BatchNorm in eval mode, ReLU and SAP in one pass of the CPU kernel; elsewhere one after the other."""
+
+    def __init__(self, norm: nn.BatchNorm2d, sap: SAP) -> None:
+        super().__init__()
+        self.norm, self.sap = norm, sap
+        self._affine: tuple[object, Any] = (None, None)
+
+    def forward(self, h: Tensor) -> Tensor:
+        affine = self._current_affine() if _cpu_takes(h) and self.sap.backend in ("auto", "cpu") else None
+        if affine is None or self.norm.training:
+            return self.sap(self.norm(h))
+        noise = self.sap.noise
+        r = reference.draws(self.sap.percent, h.numel() // len(h))
+        names = noise.seed, noise.ids, noise.passes, noise.next_layer()
+        return _Sap.apply(h, r, *names, True, False, "cpu", affine)[0]
+
+    def _current_affine(self) -> Any:
+        """Scale and shift of the running statistics, made anew when one of them has changed."""
+        norm = self.norm
+        if norm.running_mean is None or norm.running_var is None:
+            return None
+        version = [(id(t), t._version) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+                   if t is not None]  # fmt: skip
+        if self._affine[0] != version:
+            scale = (norm.running_var.float() + norm.eps).rsqrt()
+            scale = scale if norm.weight is None else scale * norm.weight.float()
+            shift = -norm.running_mean.double() * scale.double()  # rounded once, as torch does
+            shift = shift if norm.bias is None else shift + norm.bias.double()
+            self._affine = version, cpu.affine_of(scale, shift.float())
+        return self._affine[1]
 
 
 def with_sap(
