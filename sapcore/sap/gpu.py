@@ -8,12 +8,15 @@ scales the gradient by the factors that the same random numbers give again.
 The first arrivals' words come four per counter, so a map is held as four runs of units, one per word.
 """
 
+import contextlib
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sapcore.errors import SapcoreError
+from sapcore.randomness import split_seed
 from sapcore.sap import reference
 from sapcore.sap.reference import LARGEST_MAP, from_units, to_units
 
@@ -22,8 +25,8 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RUN_IN_REGISTERS = 8192  # units per run, four runs
 TILE = 2048  # units per run that a larger map's program treats at a time
-BLOCK = 128  # units per partial sum, for finding a missing draw's unit
-DRAWS_PER_WARP = 8  # missing draws made at once
+BLOCK = 16  # units per partial sum, for finding a missing draw's unit
+DRAWS_PER_WARP = 16  # missing draws made at once
 
 MARGIN = tl.constexpr(reference.MARGIN)
 TWO_40 = tl.constexpr(2.0**reference.WEIGHT_BITS)
@@ -76,9 +79,13 @@ def _one_minus_exp(t):
 
 @triton.jit
 def _scale(magnitude, inverse_l1, r):
-    """1 / (1 - (1 - p)^r)."""
+    """1 / (1 - (1 - p)^r); p <= inverse_l1, because no magnitude exceeds 1."""
     p = tl.minimum(magnitude * inverse_l1, 1.0)
-    return 1.0 / _one_minus_exp(r.to(tl.float32) * _log_of_complement(p, 1.0 - p))
+    if inverse_l1 < 2.0**-7:
+        log = -p * (1.0 + p * (1 / 2 + p * (1 / 3 + p * (1 / 4))))
+    else:
+        log = _log_of_complement(p, 1.0 - p)
+    return 1.0 / _one_minus_exp(r.to(tl.float32) * log)
 
 
 @triton.jit
@@ -109,7 +116,7 @@ def _rate(total, r):
     """Arrivals per unit of magnitude: m / sum of magnitudes."""
     draws = r.to(tl.float64)
     m = tl.maximum(draws - MARGIN * tl.sqrt(draws), 0.0)
-    return tl.where(total > 0, m / (tl.maximum(total, 1).to(tl.float64) * TWO_M40), 0.0).to(tl.float32)
+    return tl.where((total > 0) & (r > 0), m / (tl.maximum(total, 1).to(tl.float64) * TWO_M40), 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -160,10 +167,12 @@ def _poisson(mean, seed, name, number, tag):
             v = (word1.to(tl.float64) + 0.5) * TWO_M32
             us = 0.5 - tl.abs(centred)
             k = tl.floor((2 * a / us + b) * centred + mean + 0.43)
-            bound = k * tl.log(mean) - mean - _log_factorial(tl.maximum(k, 0.0))
-            slow = (k >= 0) & ((us >= 0.013) | (v <= us))
-            slow = slow & (tl.log(v) + tl.log(inverse_alpha) - tl.log(a / (us * us) + b) <= bound)
-            result = tl.where(((us >= 0.07) & (v <= v_r)) | slow, k.to(tl.int64), -1)
+            if (us >= 0.07) & (v <= v_r):
+                result = k.to(tl.int64)
+            elif (k >= 0) & ((us >= 0.013) | (v <= us)):  # rarely: the logarithms are slow
+                bound = k * tl.log(mean) - mean - _log_factorial(k)
+                if tl.log(v) + tl.log(inverse_alpha) - tl.log(a / (us * us) + b) <= bound:
+                    result = k.to(tl.int64)
     return result
 
 
@@ -200,7 +209,7 @@ def _draw(h, value, out, mask, t, missing, first, length, reached, target, power
 def _write(value, out, mask, unit, valid, keep, magnitude, inverse_l1, r, MASK: tl.constexpr):
     """Scale what is kept, prune the rest; all is nan if inverse_l1 is."""
     x = tl.load(value + unit, mask=valid, other=0.0).to(tl.float32)
-    tl.store(out + unit, tl.where(keep, x * _scale(magnitude, inverse_l1, r), 0.0 * inverse_l1), mask=valid)
+    tl.store(out + unit, tl.where(keep, x * _scale(magnitude, inverse_l1, r), 0.0) + 0.0 * inverse_l1, mask=valid)
     if MASK:
         tl.store(mask + unit, keep, mask=valid)
 
@@ -211,14 +220,17 @@ def _block_sums(magnitude, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["r", "seed", "layer"])
-def _small_map(h, value, out, mask, ids, passes, a, r: tl.int64, seed: tl.uint64, layer: tl.int32,
-               RECTIFY: tl.constexpr, MASK: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr,
+def _small_map(h, value, out, mask, bound, ids, passes, a, quarter, r: tl.int64, seed: tl.uint64, layer: tl.int32,
+               RECTIFY: tl.constexpr, MASK: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr, FINE: tl.constexpr,
                DRAWS: tl.constexpr):  # fmt: skip
-    """A map in registers. RUN: a power of two of at least ceil(a/4) units."""
+    """A map in registers. RUN: a power of two of at least quarter = ceil(a/4) units.
+
+    The cumulated weights of blocks go to `bound`, (N, 4 RUN/BLOCK); those of FINE blocks together stay in registers.
+    """
     row = tl.program_id(0).to(tl.int64)
-    h, value, out, mask = h + row * a, value + row * a, out + row * a, mask + row * a
+    BLOCKS: tl.constexpr = RUN // BLOCK
+    h, value, out, mask, bound = h + row * a, value + row * a, out + row * a, mask + row * a, bound + row * 4 * BLOCKS
     name, number = tl.load(ids + row).to(tl.uint32), tl.load(passes + row).to(tl.uint32)
-    quarter = (a + 3) // 4
     j = tl.arange(0, RUN)
     unit0, unit1, unit2, unit3 = j, j + quarter, j + 2 * quarter, j + 3 * quarter
     valid = j < quarter
@@ -231,50 +243,51 @@ def _small_map(h, value, out, mask, ids, passes, a, r: tl.int64, seed: tl.uint64
     power1, power2 = _powers(largest)
     m0, m1, m2, m3 = m0 * power1 * power2, m1 * power1 * power2, m2 * power1 * power2, m3 * power1 * power2
 
-    BLOCKS: tl.constexpr = RUN // BLOCK
-    bound0 = tl.cumsum(_block_sums(m0, BLOCKS, BLOCK), 0)
-    bound1 = tl.cumsum(_block_sums(m1, BLOCKS, BLOCK), 0) + tl.max(bound0, 0)
-    bound2 = tl.cumsum(_block_sums(m2, BLOCKS, BLOCK), 0) + tl.max(bound1, 0)
-    bound3 = tl.cumsum(_block_sums(m3, BLOCKS, BLOCK), 0) + tl.max(bound2, 0)
-    total = tl.max(bound3, 0)
-    rate = _rate(total, r)
+    coarse0 = _bounds(m0, bound, tl.zeros_like(r), BLOCKS, BLOCK, FINE)
+    coarse1 = _bounds(m1, bound + BLOCKS, tl.max(coarse0, 0), BLOCKS, BLOCK, FINE)
+    coarse2 = _bounds(m2, bound + 2 * BLOCKS, tl.max(coarse1, 0), BLOCKS, BLOCK, FINE)
+    coarse3 = _bounds(m3, bound + 3 * BLOCKS, tl.max(coarse2, 0), BLOCKS, BLOCK, FINE)
+    total = tl.max(coarse3, 0)
+    bad = bad0 + bad1 + bad2 + bad3
+    rate, inverse_l1 = _rate(total, r), _inverse_l1(total, bad)
 
-    keep0, keep1, keep2, keep3 = j < 0, j < 0, j < 0, j < 0
-    missing = r * 0
-    attempt = layer * 0
-    todo = (total > 0) & (r > 0) & (bad0 + bad1 + bad2 + bad3 == 0)
+    missing = tl.zeros_like(r)
+    attempt = tl.zeros_like(layer)
+    todo = quarter > 0
     while todo:
         tag = layer | (attempt << 24)
         word0, word1, word2, word3 = tl.philox(seed, j.to(tl.uint32), name, number, tag | (FIRST_ARRIVALS << 16))
         since0, since1 = _time_since_arrival(word0, m0, rate), _time_since_arrival(word1, m1, rate)
         since2, since3 = _time_since_arrival(word2, m2, rate), _time_since_arrival(word3, m3, rate)
-        keep0, keep1, keep2, keep3 = since0 > 0, since1 > 0, since2 > 0, since3 > 0
-        count = tl.sum(keep0.to(tl.int32) + keep1.to(tl.int32) + keep2.to(tl.int32) + keep3.to(tl.int32), 0)
+        _write(value, out, mask, unit0, valid0, since0 > 0, m0, inverse_l1, r, MASK)
+        _write(value, out, mask, unit1, valid1, since1 > 0, m1, inverse_l1, r, MASK)
+        _write(value, out, mask, unit2, valid2, since2 > 0, m2, inverse_l1, r, MASK)
+        _write(value, out, mask, unit3, valid3, since3 > 0, m3, inverse_l1, r, MASK)
+        count = tl.sum((since0 > 0).to(tl.int32) + (since1 > 0) + (since2 > 0) + (since3 > 0), 0)
         excess = tl.sum((since0 * TWO_32).to(tl.int64) + (since1 * TWO_32).to(tl.int64), 0)
         excess += tl.sum((since2 * TWO_32).to(tl.int64) + (since3 * TWO_32).to(tl.int64), 0)
-        repeats = _poisson(excess.to(tl.float64) * TWO_M32, seed, name, number, tag | (REPEATS << 16))
-        missing = r - count - repeats
+        missing = _missing(count, excess, total, bad, r, seed, name, number, tag)
         todo = missing < 0
         attempt += 1
+        tl.debug_barrier()  # what comes next may be written over what other threads wrote
 
-    inverse_l1 = tl.where(total > 0, 1.0 / (tl.maximum(total, 1).to(tl.float64) * TWO_M40), 0.0).to(tl.float32)
-    inverse_l1 = tl.where(bad0 + bad1 + bad2 + bad3 == 0, inverse_l1, float("nan"))
-    _write(value, out, mask, unit0, valid0, keep0, m0, inverse_l1, r, MASK)
-    _write(value, out, mask, unit1, valid1, keep1, m1, inverse_l1, r, MASK)
-    _write(value, out, mask, unit2, valid2, keep2, m2, inverse_l1, r, MASK)
-    _write(value, out, mask, unit3, valid3, keep3, m3, inverse_l1, r, MASK)
-    tl.debug_barrier()  # the missing draws are written over what other threads wrote
-    start = missing * 0
+    start = tl.zeros_like(missing)
     while start < missing:
         t = start + tl.arange(0, DRAWS)
         target = _targets(t, total, seed, name, number, layer | (MISSING << 16))
-        over0, over1 = bound0[None, :] <= target[:, None], bound1[None, :] <= target[:, None]
-        over2, over3 = bound2[None, :] <= target[:, None], bound3[None, :] <= target[:, None]
-        block = tl.sum(over0.to(tl.int32) + over1.to(tl.int32) + over2.to(tl.int32) + over3.to(tl.int32), 1)
+        over0, over1 = coarse0[None, :] <= target[:, None], coarse1[None, :] <= target[:, None]
+        over2, over3 = coarse2[None, :] <= target[:, None], coarse3[None, :] <= target[:, None]
+        group = tl.sum(over0.to(tl.int32), 1) + tl.sum(over1.to(tl.int32), 1)
+        group += tl.sum(over2.to(tl.int32), 1) + tl.sum(over3.to(tl.int32), 1)
+        group = tl.minimum(group, 4 * BLOCKS // FINE - 1)
         reached = tl.maximum(
-            tl.maximum(_last(bound0, over0), _last(bound1, over1)),
-            tl.maximum(_last(bound2, over2), _last(bound3, over3)),
+            tl.maximum(_last(coarse0, over0), _last(coarse1, over1)),
+            tl.maximum(_last(coarse2, over2), _last(coarse3, over3)),
         )
+        fine = tl.load(bound + (group * FINE)[:, None] + tl.arange(0, FINE)[None, :])
+        over = fine <= target[:, None]
+        block = tl.minimum(group * FINE + tl.sum(over.to(tl.int32), 1), 4 * BLOCKS - 1)
+        reached = tl.maximum(reached, tl.max(tl.where(over, fine, 0), 1))
         place = (block % BLOCKS) * BLOCK
         first = (block // BLOCKS) * quarter + place
         length = tl.minimum(quarter - place, a - first)
@@ -284,14 +297,39 @@ def _small_map(h, value, out, mask, ids, passes, a, r: tl.int64, seed: tl.uint64
 
 
 @triton.jit
+def _bounds(magnitude, bound, before, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, FINE: tl.constexpr):
+    """Store the cumulated weights of a run's blocks; return those of FINE blocks together."""
+    fine = before + tl.cumsum(_block_sums(magnitude, BLOCKS, BLOCK), 0)
+    tl.store(bound + tl.arange(0, BLOCKS), fine)
+    return tl.max(tl.reshape(fine, (BLOCKS // FINE, FINE)), 1)
+
+
+@triton.jit
+def _inverse_l1(total, bad):
+    """1 / sum of magnitudes; 0 for a map of zeros, nan for one that holds nan or inf."""
+    inverse = tl.where(total > 0, 1.0 / (tl.maximum(total, 1).to(tl.float64) * TWO_M40), 0.0).to(tl.float32)
+    return tl.where(bad == 0, inverse, float("nan"))
+
+
+@triton.jit
+def _missing(count, excess, total, bad, r, seed, name, number, tag):
+    """How many draws are missing after the first arrivals and the repeats; negative if there are too many."""
+    missing = tl.zeros_like(r)
+    if (total > 0) & (r > 0) & (bad == 0):
+        repeats = _poisson(excess.to(tl.float64) * TWO_M32, seed, name, number, tag | (REPEATS << 16))
+        missing = r - count - repeats
+    return missing
+
+
+@triton.jit
 def _last(bound, over):
     """The last bound that each draw is over, 0 if none."""
     return tl.max(tl.where(over, bound[None, :], 0), 1)
 
 
-@triton.jit(do_not_specialize=["r", "seed", "layer"])
-def _large_map(h, value, out, mask, bound, ids, passes, a, r: tl.int64, seed: tl.uint64, layer: tl.int32, blocks,
-               steps, RECTIFY: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit(do_not_specialize=["r", "seed", "layer", "blocks", "steps"])
+def _large_map(h, value, out, mask, bound, ids, passes, a, quarter, r: tl.int64, seed: tl.uint64, layer: tl.int32,
+               blocks, steps, RECTIFY: tl.constexpr, MASK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
                DRAWS: tl.constexpr):  # fmt: skip
     """A map in tiles, its blocks' cumulated weights in `bound`, (N, blocks); steps = ceil(log2(blocks))."""
     row = tl.program_id(0).to(tl.int64)
@@ -315,13 +353,10 @@ def _large_map(h, value, out, mask, bound, ids, passes, a, r: tl.int64, seed: tl
         block = start // BLOCK + tl.arange(0, BLOCKS)
         tl.store(bound + block, cumulated, mask=block < blocks)
         total = tl.max(cumulated, 0)
-    rate = _rate(total, r)
-    inverse_l1 = tl.where(total > 0, 1.0 / (tl.maximum(total, 1).to(tl.float64) * TWO_M40), 0.0).to(tl.float32)
-    inverse_l1 = tl.where(bad == 0, inverse_l1, float("nan"))
+    rate, inverse_l1 = _rate(total, r), _inverse_l1(total, bad)
 
-    quarter = (a + 3) // 4
-    missing = r * 0
-    attempt = layer * 0
+    missing = tl.zeros_like(r)
+    attempt = tl.zeros_like(layer)
     todo = a > 0
     while todo:
         tag = layer | (attempt << 24)
@@ -335,20 +370,16 @@ def _large_map(h, value, out, mask, bound, ids, passes, a, r: tl.int64, seed: tl
                 valid = (j < quarter) & (unit < a)
                 magnitude, _ = _load(h + unit, valid, RECTIFY)
                 magnitude = magnitude * power1 * power2
-                since = _time_since_arrival(words[w], magnitude, tl.where(r > 0, rate, 0.0))
+                since = _time_since_arrival(words[w], magnitude, rate)
                 count += tl.sum((since > 0).to(tl.int32), 0)
                 excess += tl.sum((since * TWO_32).to(tl.int64), 0)
                 _write(value, out, mask, unit, valid, since > 0, magnitude, inverse_l1, r, MASK)
-        missing = r * 0
-        todo = a < 0
-        if (total > 0) & (r > 0) & (bad == 0):
-            repeats = _poisson(excess.to(tl.float64) * TWO_M32, seed, name, number, tag | (REPEATS << 16))
-            missing = r - count - repeats
-            todo = missing < 0
+        missing = _missing(count, excess, total, bad, r, seed, name, number, tag)
+        todo = missing < 0
         attempt += 1
         tl.debug_barrier()  # what comes next may be written over what other threads wrote
 
-    start = missing * 0
+    start = tl.zeros_like(missing)
     while start < missing:
         t = start + tl.arange(0, DRAWS)
         target = _targets(t, total, seed, name, number, layer | (MISSING << 16))
@@ -377,16 +408,23 @@ def scaled(
         raise SapcoreError(f"the map has {a} units, but SAP takes {LARGEST_MAP} at most")
     out = torch.empty_like(values)
     mask = torch.zeros_like(rows, dtype=torch.bool) if want_mask else out
-    if rows.numel():
-        names = ids.to(h.device, torch.int64).contiguous(), passes.to(h.device, torch.int64).contiguous()
-        run = triton.next_power_of_2(-(-a // 4))
-        if run <= RUN_IN_REGISTERS:
-            warps = max(4, min(16, run // 256))
-            _small_map[(n,)](rows, values, out, mask, *names, a, r, seed, layer, rectify, want_mask,
-                             run, min(run, BLOCK), DRAWS_PER_WARP * warps, num_warps=warps)  # fmt: skip
+    if not rows.numel():
+        return from_units(out, h), from_units(mask, h) if want_mask else None
+    split_seed(seed)
+    names = ids.to(h.device, torch.int64).contiguous(), passes.to(h.device, torch.int64).contiguous()
+    quarter = -(-a // 4)
+    run = triton.next_power_of_2(quarter)
+    small = run <= RUN_IN_REGISTERS
+    warps = max(4, min(16, run // 256)) if small else 16
+    block = min(run, BLOCK)
+    blocks = 4 * run // block if small else -(-a // block)
+    bound = torch.empty((n, blocks), dtype=torch.int64, device=h.device)
+    arguments = rows, values, out, mask, bound, *names, a, quarter, r, seed, layer
+    with torch.cuda.device(h.device) if h.is_cuda else contextlib.nullcontext():
+        if small:
+            _small_map[(n,)](*arguments, rectify, want_mask, run, block, min(32, run // block),
+                             DRAWS_PER_WARP * warps, num_warps=warps)  # fmt: skip
         else:
-            blocks = -(-a // BLOCK)
-            bound = torch.empty((n, blocks), dtype=torch.int64, device=h.device)
-            _large_map[(n,)](rows, values, out, mask, bound, *names, a, r, seed, layer, blocks, blocks.bit_length(),
-                             rectify, want_mask, TILE, BLOCK, DRAWS_PER_WARP * 16, num_warps=16)  # fmt: skip
+            _large_map[(n,)](*arguments, blocks, blocks.bit_length(), rectify, want_mask, TILE, block,
+                             DRAWS_PER_WARP * warps, num_warps=warps)  # fmt: skip
     return from_units(out, h), from_units(mask, h) if want_mask else None

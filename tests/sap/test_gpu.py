@@ -1,7 +1,11 @@
 """The Triton kernels against the reference, on a GPU or, without one, in Triton's interpreter."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +168,39 @@ def test_the_kernel_refuses_types_that_it_does_not_know(dtype: torch.dtype) -> N
 def test_a_map_of_more_than_four_million_units_is_refused() -> None:
     with pytest.raises(SapcoreError, match="the map has 4194305 units, but SAP takes 4194304 at most"):
         sap(torch.zeros(1, 2**22 + 1, device=DEVICE), 1e-3, backend="gpu")
+
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from sapcore.sap import gpu
+
+POINTERS = {"h": 0, "value": 0, "out": 0, "mask": "*u1", "bound": "*i64", "ids": "*i64", "passes": "*i64"}
+NUMBERS = {"a": "i32", "quarter": "i32", "r": "i64", "seed": "u64", "layer": "i32"}
+
+def build(kernel, kind, warps, **constants):
+    signature = {name: pointer or f"*{kind}" for name, pointer in POINTERS.items()} | NUMBERS
+    signature |= {"blocks": "i32", "steps": "i32"} if kernel is gpu._large_map else {}
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(9)}
+    source = ASTSource(kernel, signature, constants, aligned)
+    built = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    print(kernel.__name__, kind, constants, built.metadata.shared, "bytes shared")
+    assert "cubin" in built.asm
+
+for kind, run, rectify, mask in (("bf16", 4096, True, False), ("fp32", 1024, False, True), ("fp16", 1, True, True)):
+    block, warps = min(run, gpu.BLOCK), max(4, min(16, run // 256))
+    build(gpu._small_map, kind, warps, RECTIFY=rectify, MASK=mask, RUN=run, BLOCK=block, FINE=min(32, run // block),
+          DRAWS=gpu.DRAWS_PER_WARP * warps)
+build(gpu._large_map, "bf16", 16, RECTIFY=True, MASK=False, TILE=gpu.TILE, BLOCK=gpu.BLOCK,
+      DRAWS=gpu.DRAWS_PER_WARP * 16)
+"""
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    """Triton's compiler makes a program for compute capability 9.0, in a process of its own without the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("bytes shared") == 4
