@@ -32,7 +32,7 @@ class OfUnitPixels(nn.Module):
 
 
 def main() -> None:
-    options = arguments(__doc__, rounds=5, examples=512, eps=4, steps=10)
+    options = arguments(__doc__, rounds=5, examples=512, eps=1, steps=10)
     device, eps, steps = options.device, options.eps, options.steps
     x, y = test_images(options.dataset, options.examples)
     dense = network(options.dataset, device)
