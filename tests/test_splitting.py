@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sapcore import SAP, evaluation, with_sap
 from sapcore.attacks.gradient import gradient_of_mean, mean_of_gradients
+from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel
 from sapcore.splitting import split
 
@@ -189,3 +190,11 @@ def test_a_batch_norm_that_is_watched_or_used_twice_keeps_its_place() -> None:
     noisy = with_sap(UsedTwice().eval())
     assert "NormalizedSAP" not in steps(noisy, IMAGES)
     assert torch.equal(noisy(noisy.begin(IMAGES)), noisy(IMAGES))
+
+
+def test_a_network_that_mixes_examples_is_refused_in_one_step_too() -> None:
+    halving = nn.Sequential(nn.ReLU(), nn.Unflatten(0, (2, 2)), nn.Flatten(1, 2), nn.BatchNorm2d(6), nn.ReLU()).eval()
+    noisy = with_sap(halving)
+    assert "NormalizedSAP" in steps(noisy, IMAGES)
+    with pytest.raises(SapcoreError, match="the map holds 2 examples, but the network was given 4"):
+        noisy(noisy.begin(IMAGES))

@@ -1,8 +1,8 @@
 """SAP's Triton kernels: `reference.sample` and its scaling, one program per example's map.
 
 A map of up to 32,768 units stays in registers: it is read once and written once. A larger one is swept
-tile by tile, with its blocks' partial sums in a scratch row. Either way the missing draws, which can hit
-any unit, are written last, over what is there. Nothing is stored for the backward pass: the same kernel
+tile by tile. Either way a scratch row holds the cumulated weights of its blocks, and the missing draws,
+which can hit any unit, are written last, over what is there. Nothing is stored for the backward pass: the same kernel
 scales the gradient by the factors that the same random numbers give again.
 
 The first arrivals' words come four per counter, so a map is held as four runs of units, one per word.

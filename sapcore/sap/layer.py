@@ -69,11 +69,7 @@ def _sap(
         raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
     if h.dim() < 2 or not h.is_floating_point():
         raise SapcoreError(f"h is {h.dtype} with shape {tuple(h.shape)}, but must be float with shape (N, ...)")
-    if len(ids) != len(h):
-        raise SapcoreError(
-            f"the map holds {len(h)} examples, but the network was given {len(ids)}; SAP prunes each alone"
-        )
-    r = reference.draws(percent, h.numel() // len(h) if len(h) else 0)
+    r = _draws(h, percent, ids)
     if backend == "auto":
         backend = "cpu" if _cpu_takes(h) else "gpu" if h.device.type == "cuda" and _gpu_takes(h) else "reference"
     elif backend == "cpu" and not _cpu_takes(h):
@@ -85,6 +81,14 @@ def _sap(
         )
     function = _SapOnGpu if backend == "gpu" else _Sap
     return function.apply(h, r, seed, ids, passes, layer, rectify, want_mask, backend)
+
+
+def _draws(h: Tensor, percent: float, ids: Tensor | None) -> int:
+    """How many units of each map are drawn, once it is sure that every map has a name."""
+    if ids is None or len(ids) != len(h):
+        given = 0 if ids is None else len(ids)
+        raise SapcoreError(f"the map holds {len(h)} examples, but the network was given {given}; SAP prunes each alone")
+    return reference.draws(percent, h.numel() // len(h) if len(h) else 0)
 
 
 def _cpu_takes(h: Tensor) -> bool:
@@ -212,7 +216,7 @@ class NormalizedSAP(nn.Module):
         if affine is None or self.norm.training:
             return self.sap(self.norm(h))
         noise = self.sap.noise
-        r = reference.draws(self.sap.percent, h.numel() // len(h))
+        r = _draws(h, self.sap.percent, noise.ids)
         names = noise.seed, noise.ids, noise.passes, noise.next_layer()
         return _Sap.apply(h, r, *names, True, False, "cpu", affine)[0]
 
