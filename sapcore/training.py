@@ -4,6 +4,7 @@ All randomness of an epoch comes from (seed, epoch), and the state is written wh
 so a run that was killed goes on to the same weights, bit for bit on a CPU with the same number of threads.
 """
 
+import copy
 import dataclasses
 import json
 import time
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sapcore import checkpoints, data, provenance
+from sapcore import attacks, checkpoints, data, provenance
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20, initialize
 from sapcore.paths import STATE, write_atomically
@@ -38,6 +39,13 @@ class Recipe:
     mirror: bool = True
     """Mirror images left to right with probability one half."""
     seed: int = 0
+    adversarial_share: float = 0.0
+    """The share of each batch that FGSM perturbs, on the network as the previous epoch left it (Sec. 4.1, ADV).
+
+    The first epoch has none before it, and only clean images.
+    """
+    adversarial_eps: float = 0.0
+    """Its size, in pixel units."""
 
     @property
     def epochs(self) -> int:
@@ -52,9 +60,17 @@ class Recipe:
         raise IndexError("the schedule is over")
 
 
+_DIGITS = Recipe("digits", schedule=((10, 0.1), (4, 0.01)), batch_size=64, pad=2, mirror=False)
 RECIPES = {
     "resnet20-cifar10": Recipe("cifar10", schedule=((100, 0.5), (30, 0.05), (20, 0.005))),
-    "resnet20-digits": Recipe("digits", schedule=((10, 0.1), (4, 0.01)), batch_size=64, pad=2, mirror=False),
+    "resnet20-cifar10-adv": Recipe(
+        "cifar10",
+        schedule=tuple((10, 0.5 / 2**i) for i in range(10)),
+        adversarial_share=0.2,
+        adversarial_eps=2,
+    ),
+    "resnet20-digits": _DIGITS,
+    "resnet20-digits-adv": dataclasses.replace(_DIGITS, adversarial_share=0.2, adversarial_eps=2),
 }
 
 
@@ -144,11 +160,17 @@ class _Run:
             group["lr"] = rate
         generator = torch.Generator().manual_seed((recipe.seed << 20) + 1 + self.epoch)
         order = torch.randperm(len(self.labels), generator=generator)
+        adversary = None
+        if recipe.adversarial_share and self.epoch > 0:
+            adversary = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.model.train()
         total_loss = torch.zeros((), device=device)
         for chosen in order.split(recipe.batch_size):
             x = self._augment(chosen, generator)
             y = self.labels[chosen.to(device)]
+            if adversary is not None:
+                few = round(recipe.adversarial_share * len(chosen))
+                x[:few] = attacks.fgsm(adversary, x[:few], y[:few], recipe.adversarial_eps, precision="bfloat16")
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 logits = self.model(x)
             loss = F.cross_entropy(logits.float(), y)

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sapcore import checkpoints, data, training
+from sapcore import attacks, checkpoints, data, training
 from sapcore.errors import SapcoreError
 from sapcore.training import RECIPES, Recipe, _Run, train
 
@@ -162,7 +163,7 @@ def test_a_damaged_state_is_refused_by_name(few: Path) -> None:
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(
-        SapcoreError, match=r"^no recipe is named 'resnet56'; there are resnet20-cifar10, resnet20-digits$"
+        SapcoreError, match=r"^no recipe is named 'resnet56'; there are resnet20-cifar10, .*resnet20-digits-adv$"
     ):
         train("resnet56")
 
@@ -173,6 +174,67 @@ def test_the_recipe_for_cifar10_is_the_papers() -> None:
     assert rates == 100 * [0.5] + 30 * [0.05] + 20 * [0.005]
     assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (512, 0.9, 1e-4)
     assert (recipe.pad, recipe.mirror) == (4, True)
+
+
+def test_the_recipe_for_adversarial_training_is_the_papers() -> None:
+    recipe = RECIPES["resnet20-cifar10-adv"]
+    rates = [recipe.learning_rate(epoch) for epoch in range(recipe.epochs)]
+    assert rates == [0.5 / 2 ** (epoch // 10) for epoch in range(100)]
+    assert (recipe.adversarial_share, recipe.adversarial_eps) == (0.2, 2)
+    assert dataclasses.replace(
+        recipe, schedule=RECIPES["resnet20-cifar10"].schedule, adversarial_share=0, adversarial_eps=0
+    ) == RECIPES["resnet20-cifar10"]  # fmt: skip
+
+
+ADV = dataclasses.replace(RECIPE, adversarial_share=0.2, adversarial_eps=2)
+
+
+def test_a_fifth_of_each_batch_is_perturbed_on_the_network_of_the_epoch_before(
+    few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it by FGSM in eval mode, on weights that do not change within the epoch."""
+    run = _Run("small", ADV, torch.device("cpu"), few / "state")
+    asked: list[tuple[int, dict[str, Tensor]]] = []
+    made: list[Tensor] = []
+    seen: list[Tensor] = []
+    attack, augment = attacks.fgsm, training._Run._augment
+
+    def note_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, **rest: Any) -> Tensor:
+        assert eps == 2 and not model.training
+        asked.append((len(x), {k: v.clone() for k, v in model.state_dict().items()}))
+        made.append(attack(model, x, y, eps, **rest))
+        return made[-1]
+
+    def note_batch(self: _Run, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        x = augment(self, chosen, generator)
+        seen.append(x)
+        seen.append(x.clone())
+        return x
+
+    monkeypatch.setattr(attacks, "fgsm", note_attack)
+    monkeypatch.setattr(training._Run, "_augment", note_batch)
+    run.train_one_epoch()
+    assert not asked, "there is no epoch before the first"
+    for _ in range(2):
+        before = {k: v.clone() for k, v in run.model.state_dict().items()}
+        for noted in (asked, made, seen):
+            noted.clear()
+        run.train_one_epoch()
+        assert [n for n, _ in asked] == 5 * [6]  # round(0.2 * 32) of each of 160 / 32 batches
+        for _, weights_then in asked:
+            assert_same(weights_then, before)
+        for x_adv, given, clean in zip(made, seen[::2], seen[1::2], strict=True):
+            assert torch.equal(given, torch.cat([x_adv, clean[6:]]))
+            assert float((x_adv - clean[:6]).abs().max()) == 2
+
+
+def test_adversarial_training_goes_on_to_the_same_weights(few: Path) -> None:
+    train("small", ADV, "cpu", few / "whole", progress=False)
+    whole = weights(few)
+    for _ in range(2):
+        _Run("small", ADV, torch.device("cpu"), few / "state").train_one_epoch()
+    train("small", ADV, "cpu", few / "state", progress=False)
+    assert_same(weights(few), whole)
 
 
 def test_the_schedule_ends() -> None:
