@@ -7,6 +7,7 @@ not on the batch size, the chunking, the memory layout, the number of workers or
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,9 +69,17 @@ def words(seed: int, ids: Tensor, passes: Tensor, layer: int, count: int, purpos
     return torch.cat(philox(counter, split_seed(seed)), dim=1)[:, :count]
 
 
-def uniform(seed: int, ids: Tensor, passes: Tensor, layer: int, count: int, purpose: int = 0) -> Tensor:
-    """Uniform numbers in (0, 1), float64 (N, count)."""
-    return (words(seed, ids, passes, layer, count, purpose).double() + 0.5) * 2.0**-32
+def normal(seed: int, ids: Tensor, passes: Tensor, layer: int, count: int, purpose: int = 0) -> Tensor:
+    """Standard normal numbers for `count` units of each example, float64 (N, count), by Box and Muller (1958).
+
+    Words 0 and 1 of a counter make the radius and the angle of its units 0 and 1, words 2 and 3 those of 2 and 3.
+    """
+    quarter = -(-count // 4)
+    w = words(seed, ids, passes, layer, 4 * quarter, purpose).double().reshape(len(ids), 2, 2, quarter)
+    radius = (-2 * ((w[:, :, 0] + 0.5) * 2.0**-32).log()).sqrt()
+    angle = 2 * math.pi * (w[:, :, 1] * 2.0**-32)
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
+    return pairs.reshape(len(ids), 4 * quarter)[:, :count]
 
 
 def per_example(n: int, ids: Tensor | None, passes: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sapcore import attacks, checkpoints, data, training
+from sapcore.baselines import ActivationNoise
 from sapcore.errors import SapcoreError
+from sapcore.models import ResNet20
+from sapcore.randomness import NoisyModel
 from sapcore.training import RECIPES, Recipe, _Run, train
 
 RECIPE = Recipe("digits", schedule=((3, 0.1), (1, 0.01)), batch_size=32, pad=2, seed=5)
@@ -162,9 +165,8 @@ def test_a_damaged_state_is_refused_by_name(few: Path) -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(
-        SapcoreError, match=r"^no recipe is named 'resnet56'; there are resnet20-cifar10, .*resnet20-digits-adv$"
-    ):
+    names = "resnet20-cifar10, .*resnet20-digits-dropout-0.5"
+    with pytest.raises(SapcoreError, match=f"^no recipe is named 'resnet56'; there are {names}$"):
         train("resnet56")
 
 
@@ -186,6 +188,54 @@ def test_the_recipe_for_adversarial_training_is_the_papers() -> None:
     ) == RECIPES["resnet20-cifar10"]  # fmt: skip
 
 
+def test_the_recipe_for_dropout_has_the_papers_shape() -> None:
+    """250 epochs, 0.5 and a tenth of it after 100, 150, 190 and 220, at a quarter of their length, rounded."""
+    for rate in (0.1, 0.25, 0.5):
+        recipe = RECIPES[f"resnet20-cifar10-dropout-{rate}"]
+        assert recipe.dropout == rate
+        assert recipe.epochs >= 60
+        assert [r for _, r in recipe.schedule] == pytest.approx([0.5, 0.05, 0.005, 0.0005, 0.00005])
+        ends = torch.tensor([epochs for epochs, _ in recipe.schedule]).cumsum(0)
+        assert float((ends - torch.tensor([100, 150, 190, 220, 250]) / 4).abs().max()) <= 0.5
+
+
+DROPOUT = dataclasses.replace(RECIPE, dropout=0.25)
+
+
+def test_training_with_dropout_draws_each_image_and_epoch_its_own_mask(
+    few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _Run("small", DROPOUT, torch.device("cpu"), few / "state")
+    asked: list[tuple[list[int], int]] = []
+    forward = NoisyModel.forward
+
+    def note(self: NoisyModel, x: Tensor, seed: int, ids: Tensor, passes: int) -> Tensor:
+        assert self.training
+        assert [m.level for m in self.modules() if isinstance(m, ActivationNoise)] == 19 * [0.25]
+        asked.append((ids.tolist(), passes))
+        return forward(self, x, seed, ids, passes)
+
+    monkeypatch.setattr(NoisyModel, "forward", note)
+    for epoch in range(2):
+        asked.clear()
+        run.train_one_epoch()
+        assert sorted(i for ids, _ in asked for i in ids) == list(range(160))
+        assert {number for _, number in asked} == {epoch}
+
+
+def test_a_network_trained_with_dropout_is_committed_without_it_and_goes_on_bit_for_bit(few: Path) -> None:
+    model = train("small", DROPOUT, "cpu", few / "whole", progress=False)
+    assert isinstance(model, ResNet20)
+    whole = weights(few)
+    for _ in range(2):
+        _Run("small", DROPOUT, torch.device("cpu"), few / "state").train_one_epoch()
+    train("small", DROPOUT, "cpu", few / "state", progress=False)
+    assert_same(weights(few), whole)
+    images, labels = data.load("digits", "test")
+    right = (checkpoints.load("small")(images.float()).argmax(1) == labels).double().mean()
+    assert checkpoints.card("small")["test_accuracy"] == pytest.approx(float(right))
+
+
 ADV = dataclasses.replace(RECIPE, adversarial_share=0.2, adversarial_eps=2)
 
 
@@ -200,7 +250,7 @@ def test_a_fifth_of_each_batch_is_perturbed_on_the_network_of_the_epoch_before(
     attack, augment = attacks.fgsm, training._Run._augment
 
     def note_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float, **rest: Any) -> Tensor:
-        assert eps == 2 and not model.training
+        assert (eps, model.training) == (2, False)
         asked.append((len(x), {k: v.clone() for k, v in model.state_dict().items()}))
         made.append(attack(model, x, y, eps, **rest))
         return made[-1]

@@ -247,14 +247,19 @@ def with_sap(
     Raises `SapcoreError` if the network has no module of the types `after`.
     """
     noise = Noise()
-
-    def followed_by_sap(module: nn.Module) -> nn.Module:
-        if type(module) is nn.ReLU and not (module._forward_hooks or module._forward_pre_hooks):
-            return SAP(percent, noise, backend, rectify=True)
-        return nn.Sequential(module, SAP(percent, noise, backend))
-
-    guarded = replace_modules(model, after, followed_by_sap)
+    guarded = put_after(model, after, lambda rectify: SAP(percent, noise, backend, rectify))
     return NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
+
+
+def put_after(model: nn.Module, kinds: tuple[type[nn.Module], ...], layer: Callable[[bool], nn.Module]) -> nn.Module:
+    """A copy of `model` with `layer(False)` after each module of these types; `layer(True)` replaces a plain ReLU."""
+
+    def followed(module: nn.Module) -> nn.Module:
+        if type(module) is nn.ReLU and not (module._forward_hooks or module._forward_pre_hooks):
+            return layer(True)
+        return nn.Sequential(module, layer(False))
+
+    return replace_modules(model, kinds, followed)
 
 
 def replace_modules(
