@@ -64,7 +64,7 @@ class Recipe:
         raise IndexError("the schedule is over")
 
 
-DROPOUT_RATES = (0.1, 0.25, 0.5)
+DROPOUT_RATES = (0.05, 0.1, 0.25)
 _CIFAR10 = Recipe("cifar10", schedule=((100, 0.5), (30, 0.05), (20, 0.005)))
 _DIGITS = Recipe("digits", schedule=((10, 0.1), (4, 0.01)), batch_size=64, pad=2, mirror=False)
 _ADV_SCHEDULE = tuple((10, 0.5 / 2**i) for i in range(10))
