@@ -1,0 +1,76 @@
+"""How far a network's confidence is from its accuracy: the reliability diagram (Fig. 4) and its one-number summary."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from sapcore.errors import SapcoreError
+
+BINS = 15
+RESAMPLES = 999
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """A reliability diagram: per bin of confidence how many images, their mean confidence, how many are right."""
+
+    images: tuple[int, ...]
+    confidence: tuple[float, ...]
+    """The mean confidence in a bin; 0 in an empty one."""
+    correct: tuple[int, ...]
+    ece: float
+    """Expected calibration error: the mean over images of |accuracy - confidence| of their bin (Naeini et al. 2015)."""
+    low: float
+    high: float
+    """A 95 % bootstrap interval of `ece` (BCa)."""
+
+
+def calibration(probabilities: Tensor, labels: Tensor, bins: int = BINS, seed: int = 0) -> Calibration:
+    """The reliability diagram of argmax predictions in `bins` bins of equal width.
+
+    probabilities: (N, classes), N >= 1; labels: int64 (N,). A confidence on a border counts to the bin above.
+    The bootstrap resamples images and draws from `seed`.
+    """
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+        raise SapcoreError(f"bins is {bins!r}, but must be a whole number of 1 or more")
+    confidence, predicted = (t.numpy() for t in probabilities.double().cpu().max(1))
+    correct = predicted == labels.cpu().numpy()
+    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    images, right = (np.bincount(which, weights, bins) for weights in (None, correct))
+    mean = np.bincount(which, confidence, bins) / np.maximum(images, 1)
+    gap = correct - confidence
+    ece = float(_ece(gap[None], which[None], bins)[0])
+    low, high = (ece, ece) if np.ptp(gap) == 0 else _interval(gap, which, bins, seed)
+    return Calibration(
+        images=tuple(images.astype(int).tolist()),
+        confidence=tuple(mean.tolist()),
+        correct=tuple(right.astype(int).tolist()),
+        ece=ece,
+        low=low,
+        high=high,
+    )
+
+
+def _ece(gap: NDArray, which: NDArray, bins: int) -> NDArray:
+    """The sum over bins of |sum of correct - confidence| / N, per row: (R, N) -> (R,)."""
+    rows, n = which.shape
+    place = which + bins * np.arange(rows)[:, None]
+    per_bin = np.bincount(place.ravel(), gap.ravel(), rows * bins).reshape(rows, bins)
+    return np.abs(per_bin).sum(1) / n
+
+
+def _interval(gap: NDArray, which: NDArray, bins: int, seed: int) -> tuple[float, float]:
+    """Resamples images; their gaps must not all be the same."""
+
+    def statistic(chosen: NDArray, axis: int = -1) -> NDArray:
+        rows = np.atleast_2d(chosen)
+        return _ece(gap[rows], which[rows], bins).reshape(chosen.shape[:-1])
+
+    found = stats.bootstrap(
+        (np.arange(len(gap)),), statistic, n_resamples=RESAMPLES, batch=100, vectorized=True, axis=-1,
+        rng=np.random.default_rng(seed), method="BCa",
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
