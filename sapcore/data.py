@@ -6,17 +6,13 @@ import io
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets import CIFAR10
 
 from sapcore.errors import SapcoreError
 from sapcore.paths import data_root
 
 DATASETS = ("cifar10", "digits")
 SPLITS = ("train", "test")
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class DataMissingError(SapcoreError):
@@ -39,6 +35,8 @@ def load(dataset: str = "cifar10", split: str = "test") -> tuple[Tensor, Tensor]
 
 @functools.cache
 def _cifar10(split: str) -> tuple[Tensor, Tensor]:
+    from torchvision.datasets import CIFAR10  # here, because it takes seconds
+
     root = data_root()
     try:
         dataset = CIFAR10(str(root), train=split == "train", download=False)
@@ -61,6 +59,9 @@ def _cifar10(split: str) -> tuple[Tensor, Tensor]:
 @functools.cache
 def _digits(split: str) -> tuple[Tensor, Tensor]:
     """Scikit-learn's handwritten digits (8 x 8, 0-16), resized to 32 x 32 x 3 and 0-255."""
+    from sklearn.datasets import load_digits  # here, because they take seconds
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     small = torch.from_numpy(bunch.images * (255.0 / 16.0)).float()[:, None]
     large = torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)

@@ -129,7 +129,7 @@ def test_cifar10_is_the_real_one(split: str, count: int) -> None:
 @pytest.mark.cifar10
 def test_the_first_test_images_are_a_cat_two_ships_and_an_airplane() -> None:
     _, labels = data.load("cifar10", "test")
-    assert [data.CIFAR10_CLASSES[label] for label in labels[:4]] == ["cat", "ship", "ship", "airplane"]
+    assert labels[:4].tolist() == [3, 8, 8, 0]  # cat, ship, ship, airplane
 
 
 def test_folders_come_from_the_package_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
