@@ -26,20 +26,23 @@ class Defence:
     """What is done to the pretrained network."""
 
     kind: str = "dense"
-    """`dense` (nothing) or `sap`."""
-    percent: float | None = None
-    """SAP's k: draws in percent of a map's units."""
+    """`dense` (nothing), `sap`, or one of `baselines.BASELINES`."""
+    level: float | None = None
+    """k of SAP, SWP and DWP in percent; the rate of dropout; the standard deviation of RNW, RSW, RNA and RSA."""
 
     def __post_init__(self) -> None:
-        _whole_as_int(self, "percent")
+        _whole_as_int(self, "level")
 
     @property
     def label(self) -> str:
-        return "dense" if self.kind == "dense" else f"SAP-{self.percent:g}"
+        """Such as `dense`, `SAP-100`, `dropout-0.1` or `RNW-0.02`."""
+        if self.kind == "dense":
+            return "dense"
+        return f"{self.kind if self.kind == 'dropout' else self.kind.upper()}-{self.level:g}"
 
     @property
     def noisy(self) -> bool:
-        return self.kind != "dense"
+        return self.kind not in ("dense", "dwp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +96,20 @@ class Cell:
         return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def defended(self) -> str:
+        """The network and its defence, such as `dense`, `SAP-100`, `ADV` or `ADV+SAP-100`."""
+        trained = self.checkpoint.removeprefix(f"resnet20-{self.dataset}").strip("-")
+        if not trained:
+            return self.defence.label
+        name = trained.upper() if trained == "adv" else f"trained-{trained}"
+        return name if self.defence.kind == "dense" else f"{name}+{self.defence.label}"
+
+    @property
     def label(self) -> str:
         """A readable name, such as `SAP-100 fgsm eps 4`; not unique."""
         attack, source = self.attack, self.attack.source
         versus = f" from {source.label}" if source and source != self.defence else ""
-        return f"{self.defence.label} {attack.kind}{versus}" + (f" eps {attack.eps:g}" if attack.eps else "")
+        return f"{self.defended} {attack.kind}{versus}" + (f" eps {attack.eps:g}" if attack.eps else "")
 
     @property
     def path(self) -> Path:
@@ -107,9 +119,15 @@ class Cell:
 
 
 def write(cell: Cell, result: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """Store a cell, whole or not at all."""
+    """Store a cell, whole or not at all. Raises `SapcoreError` if the store cannot be written."""
     content = {"spec": cell.spec, "result": result, "provenance": provenance}
-    write_atomically(cell.path, (json.dumps(content, indent=2) + "\n").encode())
+    try:
+        write_atomically(cell.path, (json.dumps(content, indent=2) + "\n").encode())
+    except OSError as error:
+        raise SapcoreError(
+            f"{cell.path} cannot be written ({error.strerror or error}); what is finished is stored; "
+            "make room, or name another folder in SAPCORE_RESULTS, and start again"
+        ) from None
 
 
 def read(cell: Cell) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ VARIANTS = variants(CELL)
 
 def test_the_list_of_variants_is_complete() -> None:
     assert len(VARIANTS) == 8 + 2 + 6 + 2
-    assert {"version", "attack.source.percent", "attack.step", "defence.kind", "precision"} <= VARIANTS.keys()
+    assert {"version", "attack.source.level", "attack.step", "defence.kind", "precision"} <= VARIANTS.keys()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -107,7 +107,7 @@ def test_a_file_is_readable_json_that_ends_in_a_newline(store: Path) -> None:
     results.write(CELL, RESULT, ORIGIN)
     text = CELL.path.read_text()
     assert text.endswith("}\n")
-    assert json.loads(text)["spec"]["attack"]["source"] == {"kind": "dense", "percent": None}
+    assert json.loads(text)["spec"]["attack"]["source"] == {"kind": "dense", "level": None}
 
 
 @pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.replace"])
