@@ -1,4 +1,4 @@
-"""The command line: `sapcore data`, `train`, `run`, `status`."""
+"""The command line: `sapcore data`, `train`, `run`, `status`, `verify`."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sapcore import checkpoints, data, experiments, results, runner, training
+from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.paths import data_root
 
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, text in (
         ("run", _run, "compute the cells that are missing"),
         ("status", _status, "list the cells: wanted, present, stale"),
+        ("verify", _verify, "compute stored cells again and compare"),
     ):
         add = commands.add_parser(name, help=text, description=command.__doc__)
         add.add_argument("figures", nargs="*", metavar="FIGURE", help=f"{', '.join(experiments.FIGURES)}; default all")
@@ -49,8 +51,14 @@ def _parser() -> argparse.ArgumentParser:
         add.add_argument("--examples", type=int, help="test images per cell")
         add.add_argument("--passes", type=int, help="Monte Carlo passes of gradient and output")
         add.add_argument("--seed", type=int, default=0)
-        if name == "run":
+        if name != "status":
             add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+        if name == "run":
+            where = add.add_mutually_exclusive_group()
+            where.add_argument("--workers", type=int, default=0, metavar="N", help="share the cells among N processes")
+            where.add_argument("--scheduler", default="", metavar="tcp://HOST:PORT", help="of a Dask cluster")
+        elif name == "verify":
+            add.add_argument("--sample", type=int, metavar="N", help="N cells at random, drawn by --seed; default all")
         else:
             add.add_argument("--json", action="store_true", help="print every cell as JSON")
         add.set_defaults(command=command)
@@ -74,11 +82,15 @@ def _train(parsed: argparse.Namespace) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     """Compute the missing cells of the figures. Can be stopped at any moment; finished cells are kept."""
-    failed = runner.run(_wanted(parsed), device=parsed.device)
-    for figure in parsed.figures or experiments.FIGURES:
+    if parsed.workers < 0:
+        raise SapcoreError(f"workers is {parsed.workers}, but must be a whole number of 1 or more")
+    listed, untrained = _listed(parsed)
+    wanted = list(dict.fromkeys(cell for cells in listed.values() for cell in cells))
+    failed = runner.run(wanted, device=parsed.device, workers=parsed.workers, scheduler=parsed.scheduler)
+    for figure in listed:
         print(f"\n{figure}")
         _print_table(figure, parsed)
-    return 1 if failed else 0
+    return 1 if failed or untrained else 0
 
 
 def _print_table(figure: str, parsed: argparse.Namespace) -> None:
@@ -86,46 +98,65 @@ def _print_table(figure: str, parsed: argparse.Namespace) -> None:
     if frame.empty:
         print("  nothing in the store yet")
         return
-    percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1))
-    print(percent.pivot(index="series", columns="eps", values="accuracy").reindex(frame["series"].unique()).to_string())
+    column = {"fig1c_steps": "steps", "fig6_budget": "gradients"}.get(figure, "eps")
+    percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1)).drop_duplicates(["series", column])
+    wide = percent.pivot(index="series", columns=column, values="accuracy")
+    print(wide.reindex(frame["series"].unique()).to_string())
 
 
 def _status(parsed: argparse.Namespace) -> int:
     """Count each figure's cells: wanted, present, stale, damaged, missing. The exit code is 1 if any is not present."""
-    report = {}
-    for figure in parsed.figures or experiments.FIGURES:
-        listed = experiments.cells(figure, _settings(parsed))
-        report[figure] = [
+    listed, untrained = _listed(parsed)
+    report = {
+        figure: [
             {"cell": cell.label, "key": cell.key, "state": found, "why": why, "spec": dataclasses.asdict(cell)}
-            for cell in listed
+            for cell in cells
             for found, why in [results.state(cell)]
         ]
+        for figure, cells in listed.items()
+    }
     if parsed.json:
         print(json.dumps(report, indent=2))
     else:
-        print(f"{'figure':8}{'wanted':>8}{'present':>9}{'stale':>7}{'damaged':>9}{'missing':>9}")
+        print(f"{'figure':12}{'wanted':>8}{'present':>9}{'stale':>7}{'damaged':>9}{'missing':>9}")
         for figure, rows in report.items():
             count = {
                 name: sum(row["state"] == name for row in rows) for name in ("present", "stale", "damaged", "missing")
             }
             print(
-                f"{figure:8}{len(rows):8}{count['present']:9}{count['stale']:7}{count['damaged']:9}{count['missing']:9}"
+                f"{figure:12}{len(rows):8}{count['present']:9}{count['stale']:7}{count['damaged']:9}{count['missing']:9}"
             )
             for row in rows:
                 if row["why"]:
                     print(f"  {row['cell']}: {row['state']}, {row['why']}")
-    return 0 if all(row["state"] == "present" for rows in report.values() for row in rows) else 1
+    present = all(row["state"] == "present" for rows in report.values() for row in rows)
+    return 0 if present and not untrained else 1
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    """Compute cells of the store again: the same on the same device and versions, within their interval elsewhere."""
+    listed, _ = _listed(parsed)
+    stored = [c for c in dict.fromkeys(c for cells in listed.values() for c in cells) if results.read(c) is not None]
+    differing = 0
+    for check in runner.verify(stored, parsed.sample, parsed.seed, parsed.device):
+        differing += not check.same
+        print(f"{'same' if check.same else 'DIFFERENT':10}{check.cell.label}: {check.reason}", flush=True)
+    return 1 if differing else 0
 
 
 def _settings(parsed: argparse.Namespace) -> experiments.Settings:
     return experiments.settings(parsed.dataset, parsed.eps, parsed.examples, parsed.passes, parsed.seed)
 
 
-def _wanted(parsed: argparse.Namespace) -> list[results.Cell]:
-    wanted: dict[results.Cell, None] = {}
+def _listed(parsed: argparse.Namespace) -> tuple[dict[str, list[results.Cell]], bool]:
+    """The cells of each figure, and whether a figure is left out, with a word, because its network is not trained."""
+    listed: dict[str, list[results.Cell]] = {}
     for figure in parsed.figures or experiments.FIGURES:
-        wanted |= dict.fromkeys(experiments.cells(figure, _settings(parsed)))
-    return list(wanted)
+        try:
+            listed[figure] = experiments.cells(figure, _settings(parsed))
+        except CheckpointError as error:
+            print(f"sapcore: {figure} is left out: {error}", file=sys.stderr)
+    return listed, len(listed) < len(parsed.figures or experiments.FIGURES)
 
 
 if __name__ == "__main__":

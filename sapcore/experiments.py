@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -12,14 +12,41 @@ from sapcore.attacks.steps import check_eps
 from sapcore.errors import SapcoreError
 from sapcore.randomness import split_seed
 from sapcore.results import Attack, Cell, Defence
+from sapcore.training import DROPOUT_RATES
 
 EPS = (0, 1, 2, 4, 8, 16, 32, 64)
 """The paper's perturbations, in pixel units."""
-EPS_ITERATIVE = (0, 1, 2, 4)
+EPS_ITERATIVE = (0, 1, 2, 4, 8, 16)
+"""The paper's 0 to 4, and on."""
+EPS_CALIBRATION = EPS[:-1]
 PERCENTS = (5, 10, 25, 50, 100, 200)
+STEPS = (1, 3, 10, 30, 100)
+MC_SAMPLES = {"cifar10": (1, 10, 100, 1000), "digits": (1, 10, 100)}
+"""Passes per gradient in Fig. 6."""
 SIZES = {"cifar10": (1000, 100), "digits": (100, 10)}
-"""Images and passes of a noisy cell. The dense network is run on the whole test set."""
+"""Images and passes of a noisy cell. Deterministic networks, and all in Fig. 3 and 4, are run on the whole test set."""
+ALL_IMAGES = {"cifar10": 10_000, "digits": 500}
 DENSE = Defence()
+SAP_100 = Defence("sap", 100)
+TEST_RATES = (0.02, 0.05, 0.1, 0.25)
+"""Rates of dropout on the pretrained network (Fig. 2a)."""
+LEVELS: dict[str, tuple[float, ...]] = {
+    "rnw": (0.02, 0.05, 0.07, 0.1),
+    "rsw": (0.2, 0.4, 0.5, 0.7),
+    "dwp": (60, 50, 40, 35, 25),
+    "swp": (400, 200, 100, 70),
+    "rna": (0.1, 0.2, 0.3, 0.7),
+    "rsa": (0.1, 0.2, 0.4, 0.8),
+}
+"""Fig. 5: from "like dense" to "accuracy gone"; the paper's own levels are not known."""
+
+
+class Point(NamedTuple):
+    """A point of a figure: its cell, and the curve and the panel on which it lies."""
+
+    cell: Cell
+    series: str
+    panel: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +89,7 @@ def settings(
         if not listed:
             raise SapcoreError("eps is an empty list, but must hold one number or more, in pixel units (0-255)")
         values = tuple(sorted({int(e) if e == int(e) else e for e in map(check_eps, listed)}))
-    most = {"cifar10": 10_000, "digits": 500}[dataset]
+    most = ALL_IMAGES[dataset]
     for name, number, limit in (("examples", examples, most), ("passes", passes, math.inf), ("steps", steps, math.inf)):
         if number is None and name != "steps":
             continue
@@ -75,9 +102,12 @@ def settings(
     return Settings(dataset, values, examples, passes, seed, step, steps)
 
 
-def _cell(s: Settings, defence: Defence, attack: Attack) -> Cell:
-    """A cell; without a perturbation every attack is the same as none, and is stored once."""
-    checkpoint = f"resnet20-{s.dataset}"
+def _cell(s: Settings, defence: Defence, attack: Attack, trained: str = "", whole: bool = False) -> Cell:
+    """A cell; without a perturbation every attack is the same as none, and is stored once.
+
+    trained: what distinguishes the network from the dense one, such as "adv"; whole: on all test images.
+    """
+    checkpoint = f"resnet20-{s.dataset}" + (f"-{trained}" if trained else "")
     images, passes = SIZES[s.dataset]
     return Cell(
         dataset=s.dataset,
@@ -85,7 +115,7 @@ def _cell(s: Settings, defence: Defence, attack: Attack) -> Cell:
         checkpoint_sha256=checkpoints.sha256(checkpoint),
         defence=defence,
         attack=attack if attack.eps else Attack(),
-        examples=s.examples or (images if defence.noisy else {"cifar10": 10_000, "digits": 500}[s.dataset]),
+        examples=s.examples or (images if defence.noisy and not whole else ALL_IMAGES[s.dataset]),
         passes=(s.passes or passes) if defence.noisy else 1,
         seed=s.seed,
         precision="bfloat16" if defence.noisy and s.dataset == "cifar10" else "float32",
@@ -96,55 +126,164 @@ def _gradient_passes(s: Settings, source: Defence, share: int = 1) -> int:
     return max(1, (s.passes or SIZES[s.dataset][1]) // share) if source.noisy else 1
 
 
-def sec2(s: Settings) -> list[Cell]:
+def _fgsm(
+    s: Settings, defence: Defence, series: str = "", panel: str = "", trained: str = "", whole: bool = False
+) -> list[Point]:
+    """A curve: FGSM on the network's own gradient, by Monte Carlo if it is noisy, for every eps."""
+    attacks = (Attack("fgsm", e, defence, "mean_of_gradients", _gradient_passes(s, defence)) for e in s.eps or EPS)
+    found = [_cell(s, defence, attack, trained, whole) for attack in attacks]
+    return [Point(cell, series or cell.defended, panel) for cell in found]
+
+
+def sec2(s: Settings) -> list[Point]:
     """The dense model under FGSM."""
-    return [_cell(s, DENSE, Attack("fgsm", e, DENSE, "mean_of_gradients", 1)) for e in s.eps or EPS]
+    return _fgsm(s, DENSE)
 
 
-def fig1a(s: Settings) -> list[Cell]:
+def fig1a(s: Settings) -> list[Point]:
     """SAP-k under random noise of size eps."""
     return [
-        _cell(s, defence, Attack("noise", e))
+        Point(_cell(s, defence, Attack("noise", e)), defence.label)
         for defence in (DENSE, *(Defence("sap", k) for k in PERCENTS))
         for e in s.eps or EPS
     ]
 
 
-def fig1b(s: Settings) -> list[Cell]:
+def fig1b(s: Settings) -> list[Point]:
     """SAP-k under FGSM on its own Monte Carlo gradient."""
-    cells = []
-    for defence in (DENSE, *(Defence("sap", k) for k in PERCENTS)):
-        for e in s.eps or EPS:
-            passes = _gradient_passes(s, defence)
-            cells.append(_cell(s, defence, Attack("fgsm", e, defence, "mean_of_gradients", passes)))
-    return cells
+    return _fgsm(s, DENSE) + [point for k in PERCENTS for point in _fgsm(s, Defence("sap", k))]
 
 
-def fig1c(s: Settings) -> list[Cell]:
+def _iterative(s: Settings, defence: Defence, source: Defence, e: float, steps: int, passes: int) -> Cell:
+    return _cell(s, defence, Attack("iterative", e, source, "mean_of_gradients", passes, s.step, steps))
+
+
+_DUELS = ((DENSE, DENSE), (SAP_100, SAP_100), (SAP_100, DENSE))
+
+
+def fig1c(s: Settings) -> list[Point]:
     """The iterative attack: dense, SAP-100 on its own gradient, SAP-100 on dense's examples."""
-    sap = Defence("sap", 100)
-    cells = []
-    for defence, source in ((DENSE, DENSE), (sap, sap), (sap, DENSE)):
-        for e in s.eps or EPS_ITERATIVE:
-            passes = _gradient_passes(s, source, share=10)
-            attack = Attack("iterative", e, source, "mean_of_gradients", passes, s.step, s.steps)
-            cells.append(_cell(s, defence, attack))
-    return cells
+    return [
+        Point(
+            _iterative(s, defence, source, e, s.steps, _gradient_passes(s, source, share=10)),
+            f"{defence.label} vs {source.label}",
+        )
+        for defence, source in _DUELS
+        for e in s.eps or EPS_ITERATIVE
+    ]
 
 
-FIGURES: dict[str, Callable[[Settings], list[Cell]]] = {
+def fig1c_steps(s: Settings) -> list[Point]:
+    """The same duels at eps 4, against the number of steps."""
+    return [
+        Point(
+            _iterative(s, defence, source, e, steps, _gradient_passes(s, source, share=10)),
+            f"{defence.label} vs {source.label}, λ = {e:g}",
+        )
+        for e in s.eps or (4,)
+        for defence, source in _DUELS
+        for steps in STEPS
+        if e
+    ]
+
+
+def fig2a(s: Settings) -> list[Point]:
+    """Dropout on the pretrained network, at test time."""
+    return _fgsm(s, DENSE) + [point for rate in TEST_RATES for point in _fgsm(s, Defence("dropout", rate))]
+
+
+def fig2b(s: Settings) -> list[Point]:
+    """Networks trained with dropout, which stays on at test time."""
+    curves = (_fgsm(s, Defence("dropout", p), f"dropout-{p:g}", "", f"dropout-{p:g}") for p in DROPOUT_RATES)
+    return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
+
+
+def fig2c(s: Settings) -> list[Point]:
+    """Networks trained with dropout, which is off at test time."""
+    curves = (_fgsm(s, DENSE, f"dropout-{p:g}", "", f"dropout-{p:g}") for p in DROPOUT_RATES)
+    return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
+
+
+def fig3(s: Settings) -> list[Point]:
+    """Dense, SAP-100, ADV and ADV+SAP-100 under FGSM, on all test images."""
+    return [
+        point
+        for trained in ("", "adv")
+        for defence in (DENSE, SAP_100)
+        for point in _fgsm(s, defence, "", "", trained, whole=True)
+    ]
+
+
+def fig4(s: Settings) -> list[Point]:
+    """The calibration of the four networks of Fig. 3, from the same cells."""
+    return fig3(s if s.eps else dataclasses.replace(s, eps=EPS_CALIBRATION))
+
+
+def fig5(s: Settings) -> list[Point]:
+    """The six baselines at several levels, each against its own gradient; dense in every panel."""
+    return [
+        point
+        for kind, levels in LEVELS.items()
+        for defence in (DENSE, *(Defence(kind, level) for level in levels))
+        for point in _fgsm(s, defence, "", kind.upper())
+    ]
+
+
+def fig6(s: Settings) -> list[Point]:
+    """SAP-100 under FGSM on the dense network's gradient, and on its own with ever more Monte Carlo passes."""
+    adversaries = [(DENSE, 1), *((SAP_100, passes) for passes in MC_SAMPLES[s.dataset])]
+    return [
+        Point(
+            _cell(s, SAP_100, Attack("fgsm", e, source, "mean_of_gradients", passes)),
+            "dense's gradient" if source == DENSE else f"{passes:,} MC pass" + "es" * (passes > 1),
+        )
+        for source, passes in adversaries
+        for e in s.eps or EPS
+    ]
+
+
+def fig6_budget(s: Settings) -> list[Point]:
+    """SAP-100 at eps 4 against what an attack costs: passes of FGSM, and of each of ten steps."""
+    points = []
+    for e in s.eps or (4,):
+        for source, passes in [(DENSE, 1), *((SAP_100, n) for n in MC_SAMPLES[s.dataset])]:
+            of = "dense" if source == DENSE else "SAP-100"
+            fgsm = Attack("fgsm", e, source, "mean_of_gradients", passes)
+            points.append(Point(_cell(s, SAP_100, fgsm), f"FGSM on {of}, λ = {e:g}"))
+            if source == DENSE or passes >= s.steps:
+                share = passes if source == DENSE else passes // s.steps
+                cell = _iterative(s, SAP_100, source, e, s.steps, share)
+                points.append(Point(cell, f"{s.steps} steps on {of}, λ = {e:g}"))
+    return points
+
+
+FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "sec2": sec2,
     "fig1a": fig1a,
     "fig1b": fig1b,
     "fig1c": fig1c,
+    "fig1c_steps": fig1c_steps,
+    "fig2a": fig2a,
+    "fig2b": fig2b,
+    "fig2c": fig2c,
+    "fig3": fig3,
+    "fig4": fig4,
+    "fig5": fig5,
+    "fig6": fig6,
+    "fig6_budget": fig6_budget,
 }
+
+
+def points(figure: str, s: Settings | None = None) -> list[Point]:
+    """The points of a figure, curve by curve; a cell may lie on several curves."""
+    if figure not in FIGURES:
+        raise SapcoreError(f"no figure is named {figure!r}; there are {', '.join(FIGURES)}")
+    return FIGURES[figure](s or Settings())
 
 
 def cells(figure: str, s: Settings | None = None) -> list[Cell]:
     """The cells of a figure, each once, in the order in which they are best computed."""
-    if figure not in FIGURES:
-        raise SapcoreError(f"no figure is named {figure!r}; there are {', '.join(FIGURES)}")
-    return list(dict.fromkeys(FIGURES[figure](s or Settings())))
+    return list(dict.fromkeys(point.cell for point in points(figure, s)))
 
 
 def table(figure: str, s: Settings, device: str | None = None) -> pd.DataFrame:
@@ -164,42 +303,57 @@ def table(figure: str, s: Settings, device: str | None = None) -> pd.DataFrame:
 def stored(figure: str, s: Settings) -> pd.DataFrame:
     """A figure's numbers that are in the store, one row per point.
 
-    Columns: series, eps, accuracy, low, high (95 % Wilson interval), correct, images, passes,
-    gradient_passes, device, commit, date. `.attrs["missing"]` names the cells that are not there.
+    Columns: panel, series, eps, accuracy, low, high (95 % Wilson interval), correct, images, passes, level of the
+    defence, gradient_passes, steps, gradients (of the whole attack), device, commit, date.
+    `.attrs["missing"]` names the cells that are not there.
     """
-    cells(figure, s)
     rows, missing = [], []
-    for cell, series, e in _points(figure, s, FIGURES[figure](s)):
+    for cell, series, panel in points(figure, s):
         found = results.read(cell)
         if found is None:
             missing.append(cell.label)
         else:
-            rows.append({"series": series, "eps": e, **_row(cell, found)})
-    frame = pd.DataFrame(rows, columns=["series", "eps", *_COLUMNS])
+            rows.append({"panel": panel, "series": series, "eps": cell.attack.eps, **_row(cell, found)})
+    frame = pd.DataFrame(rows, columns=["panel", "series", "eps", *_COLUMNS])
     frame.attrs = {"figure": figure, "missing": missing, "settings": s}
     return frame
 
 
-_COLUMNS = ("accuracy", "low", "high", "correct", "images", "passes", "gradient_passes", "device", "commit", "date")
+_COLUMNS = (
+    "accuracy", "low", "high", "correct", "images", "passes", "level", "gradient_passes", "steps", "gradients",
+    "device", "commit", "date",
+)  # fmt: skip
 
 
 def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
-    origin = stored["provenance"]
+    attack, origin = cell.attack, stored["provenance"]
     return {
         **{name: stored["result"][name] for name in ("accuracy", "low", "high", "correct", "images")},
         "passes": cell.passes,
-        "gradient_passes": cell.attack.passes,
+        "level": cell.defence.level,
+        "gradient_passes": attack.passes,
+        "steps": attack.steps,
+        "gradients": attack.passes * max(1, attack.steps),
         **{name: origin[name] for name in ("device", "commit", "date")},
     }
 
 
-def _points(figure: str, s: Settings, wanted: list[Cell]) -> list[tuple[Cell, str, float]]:
-    """Each cell with the name of its curve and its eps; a cell without perturbation may lie on several curves."""
-    grid = s.eps or (EPS_ITERATIVE if figure == "fig1c" else EPS)
-    points = []
-    for i, cell in enumerate(wanted):
-        label = cell.defence.label
-        if figure == "fig1c":
-            label += " vs " + ("dense", "SAP-100", "dense")[i // len(grid)]
-        points.append((cell, label, grid[i % len(grid)]))
-    return points
+def calibrations(s: Settings, device: str | None = None) -> pd.DataFrame:
+    """The reliability diagrams of Fig. 4, one row per network, eps and bin; computed and missing as in `table`.
+
+    Columns: series, eps, bin, images, confidence (mean in the bin), accuracy, ece, ece_low, ece_high.
+    """
+    frame = table("fig4", s, device)
+    rows = []
+    for cell, series, _ in points("fig4", s):
+        found = results.read(cell)
+        if found is None or "calibration" not in found["result"]:
+            continue
+        c = found["result"]["calibration"]
+        for i, (images, confidence, correct) in enumerate(zip(c["images"], c["confidence"], c["correct"], strict=True)):
+            accuracy = correct / images if images else math.nan
+            rows.append((series, cell.attack.eps, i, images, confidence, accuracy, c["ece"], c["low"], c["high"]))
+    names = ["series", "eps", "bin", "images", "confidence", "accuracy", "ece", "ece_low", "ece_high"]
+    result = pd.DataFrame(rows, columns=names)
+    result.attrs = frame.attrs
+    return result

@@ -36,17 +36,123 @@ def fig1c(frame: pd.DataFrame) -> Figure:
     return accuracy_against_eps(frame, "iterative attack")
 
 
+def fig2(frame: pd.DataFrame, title: str) -> Figure:
+    """Accuracy of dense and of networks with dropout under FGSM, against eps (Fig. 2a, 2b, 2c)."""
+    return accuracy_against_eps(frame, title)
+
+
+def fig3(frame: pd.DataFrame) -> Figure:
+    """Accuracy of dense, SAP-100, ADV and ADV+SAP-100 under FGSM, against eps (Fig. 3)."""
+    return accuracy_against_eps(frame, "FGSM, each network its own adversary")
+
+
+def fig4(frame: pd.DataFrame) -> Figure:
+    """Reliability diagrams, one panel per eps (Fig. 4), from `experiments.calibrations`.
+
+    Above: accuracy against mean confidence of each bin that holds an image; below: images per bin.
+    """
+    _style()
+    grid = sorted(frame["eps"].unique())
+    columns = min(len(grid), 4)
+    bands = -(-len(grid) // columns)
+    figure, axes = plt.subplots(
+        2 * bands, columns, figsize=(2.6 * columns + 0.6, 4.2 * bands), height_ratios=[3, 1] * bands, squeeze=False,
+        sharex=True, layout="constrained",
+    )  # fmt: skip
+    styles = _line_styles(list(frame["series"].unique()))
+    for place in range(bands * columns):
+        diagram, counts = (
+            axes[2 * (place // columns)][place % columns],
+            axes[2 * (place // columns) + 1][place % columns],
+        )
+        if place >= len(grid):
+            diagram.axis("off")
+            counts.axis("off")
+            continue
+        diagram.plot([0, 1], [0, 1], ":", color="grey")
+        for name, style in styles.items():
+            part = frame[(frame["eps"] == grid[place]) & (frame["series"] == name)]
+            filled = part[part["images"] > 0]
+            diagram.plot(filled["confidence"], filled["accuracy"], label=name, **style | {"markersize": 3})
+            width = 1 / max(len(part), 1)
+            counts.stairs(part["images"], np.arange(len(part) + 1) * width, color=style["color"], linewidth=1.4)
+        diagram.set(title=f"λ = {grid[place]:g}", xlim=(0, 1), ylim=(-0.02, 1.02))
+        counts.set(yscale="symlog", ylim=(0, None))
+        if place % columns == 0:
+            diagram.set_ylabel("accuracy in the bin")
+            counts.set_ylabel("images")
+        counts.set_xlabel("confidence")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(styles), frameon=False)
+    return figure
+
+
+def ece_table(frame: pd.DataFrame) -> Markdown:
+    """The expected calibration error in percent with its bootstrap interval: a row per network, a column per eps."""
+    once = frame.drop_duplicates(["series", "eps"])
+    text = once.assign(
+        text=[f"{100 * e:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]"
+              for e, lo, hi in zip(once["ece"], once["ece_low"], once["ece_high"], strict=True)]
+    )  # fmt: skip
+    wide = text.pivot(index="series", columns="eps", values="text").reindex(once["series"].unique())
+    wide.columns = [f"λ = {e:g}" for e in wide.columns]
+    return Markdown(wide.fillna("–").rename_axis("calibration error (%) [95 % interval]").to_markdown())
+
+
+def fig5(frame: pd.DataFrame) -> Figure:
+    """Accuracy under FGSM, one panel per baseline, one curve per level (Fig. 5)."""
+    _style()
+    panels = list(frame["panel"].unique())
+    columns = min(len(panels), 3)
+    figure, axes = plt.subplots(
+        -(-len(panels) // columns), columns, figsize=(3.6 * columns, 3.6 * -(-len(panels) // columns)),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    grid = sorted(frame["eps"].unique())
+    for panel, one in zip(panels, axes.flat, strict=False):
+        part = frame[frame["panel"] == panel]
+        _draw_curves(one, part, [grid.index(e) for e in part["eps"]])
+        one.set(title=panel, ylim=(-3, 103))
+        one.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
+        one.legend(fontsize="x-small", frameon=False)
+    figure.supxlabel(EPS_LABEL)
+    figure.supylabel("accuracy (%)")
+    return figure
+
+
+def fig6(frame: pd.DataFrame) -> Figure:
+    """Accuracy of SAP-100 under FGSM, against eps, by what the adversary averages (Fig. 6)."""
+    return accuracy_against_eps(frame, "SAP-100 under FGSM")
+
+
+def accuracy_against(frame: pd.DataFrame, column: str, label: str, title: str) -> Figure:
+    """One curve per series against a number such as `steps` or `gradients`, on a logarithmic axis."""
+    _style()
+    figure, axes = plt.subplots(figsize=(7, 4.4))
+    _draw_curves(axes, frame, list(frame[column]))
+    axes.set(title=title, xlabel=label, ylabel="accuracy (%)", ylim=(-3, 103), xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    if len(frame):
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _draw_curves(axes: Axes, frame: pd.DataFrame, at: list[float]) -> None:
+    """Each series of the frame at these places, with its intervals."""
+    placed = frame.assign(at=at)
+    for name, style in _line_styles(list(frame["series"].unique())).items():
+        part = placed[placed["series"] == name].sort_values("at")
+        spread = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
+        axes.errorbar(part["at"], 100 * part["accuracy"], 100 * np.array(spread), label=name, capsize=2, **style)
+
+
 def accuracy_against_eps(frame: pd.DataFrame, title: str) -> Figure:
     """One curve per series, at evenly spaced eps as in the paper; bars are 95 % Wilson intervals."""
     _style()
     grid = sorted(frame["eps"].unique())
     names = list(frame["series"].unique())
     figure, axes = plt.subplots(figsize=(7, 4.4))
-    for name, style in _line_styles(names).items():
-        part = frame[frame["series"] == name].sort_values("eps")
-        spread = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
-        at = [grid.index(e) for e in part["eps"]]
-        axes.errorbar(at, 100 * part["accuracy"], 100 * np.array(spread), label=name, capsize=2, **style)
+    _draw_curves(axes, frame, [grid.index(e) for e in frame["eps"]])
     if frame.attrs.get("settings") is None or frame.attrs["settings"].dataset == "cifar10":
         _draw_published(axes, frame, grid)
     axes.set(title=title, xlabel=EPS_LABEL, ylabel="accuracy (%)", ylim=(-3, 103))
@@ -215,6 +321,28 @@ def accuracy_table(frame: pd.DataFrame) -> Markdown:
     return Markdown(wide.fillna("–").rename_axis("accuracy (%) [95 % interval]").to_markdown())
 
 
+def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
+    """Per baseline and eps the best accuracy of its levels beside SAP-100's; bold where its interval reaches SAP's.
+
+    frame: the figure's (Fig. 5); sap: rows of SAP-100 under FGSM. The best level may be another for each eps, which
+    favours the baselines.
+    """
+    sap = sap[sap["series"] == "SAP-100"].set_index("eps")
+    reached = dict(sap["low"])
+    rows: dict[str, dict[Any, str]] = {"SAP-100": {e: f"{100 * a:.1f}" for e, a in sap["accuracy"].items()}}
+    noisy = frame[frame["series"] != "dense"]
+    for panel, part in noisy.groupby("panel", sort=False):
+        best = part.loc[part.groupby("eps")["accuracy"].idxmax()].set_index("eps")
+        rows[str(panel)] = {}
+        for e, row in best.iterrows():
+            text = f"{100 * row['accuracy']:.1f} ({row['level']:g})"
+            rows[str(panel)][e] = f"**{text}**" if row["high"] >= reached.get(e, 2) else text
+    wide = pd.DataFrame.from_dict(rows, orient="index").fillna("–")
+    wide = wide[sorted(wide.columns)]
+    wide.columns = [f"λ = {e:g}" for e in wide.columns]
+    return Markdown(wide.rename_axis("accuracy (%) (level)").to_markdown(disable_numparse=True))
+
+
 def published_table(frame: pd.DataFrame) -> Markdown:
     """Our numbers beside the published ones, for the points that have both."""
     found = frame.set_index(["series", "eps"])["accuracy"]
@@ -239,11 +367,12 @@ def published_table(frame: pd.DataFrame) -> Markdown:
 def origin(frame: pd.DataFrame) -> Markdown:
     """One line: how many images and passes, which device, which commit, and what is not computed yet."""
     line = []
-    for noisy, part in frame.groupby(frame["series"].map(lambda name: not name.startswith("dense")), sort=True):
+    for noisy, part in frame.groupby(frame["passes"] > 1, sort=True):
         images, passes = (_range(part[name]) for name in ("images", "passes"))
         gradients = part["gradient_passes"][part["gradient_passes"] > 0]
         more = f", {_range(gradients)} per gradient" if noisy and len(gradients) else ""
-        line.append(f"{'noisy' if noisy else 'dense'}: {images} images, {passes} pass(es) per output{more}")
+        many = "es" * (passes != "1")
+        line.append(f"{'noisy' if noisy else 'deterministic'}: {images} images, {passes} pass{many} per output{more}")
     devices, commits = (", ".join(sorted(set(frame[name]))) for name in ("device", "commit"))
     missing = frame.attrs["missing"]
     figure = frame.attrs["figure"]
@@ -261,6 +390,7 @@ def _range(values: pd.Series) -> str:
 
 def csv_link(frame: pd.DataFrame) -> HTML:
     """A link that downloads the figure's numbers as CSV; it carries them, so it works in any copy of the page."""
+    frame = frame if frame.get("panel", pd.Series()).any() else frame.drop(columns="panel", errors="ignore")
     content = base64.b64encode(frame.to_csv(index=False).encode()).decode()
     name = f"{frame.attrs['figure']}-{frame.attrs['settings'].dataset}.csv"
     return HTML(f'<a download="{name}" href="data:text/csv;base64,{content}">The numbers of this figure as CSV</a>')

@@ -1,44 +1,66 @@
-"""Computes cells and stores each the moment it is done, so that a run can be stopped at any time and started again."""
+"""Computes cells and stores each the moment it is done, so that a run can be stopped at any time and started again.
 
+Cells are computed here, one after the other, or by the workers of a Dask cluster; the store is written here alone.
+"""
+
+import contextlib
+import dataclasses
 import functools
+import random
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
 
+import numba
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sapcore import attacks, checkpoints, data, evaluation, provenance, results
+from sapcore.baselines import BASELINES
+from sapcore.calibration import calibration
+from sapcore.checkpoints import CheckpointError
+from sapcore.errors import SapcoreError
 from sapcore.randomness import stream
 from sapcore.results import Cell, Defence
 from sapcore.sap import with_sap
 
+Outcome = tuple[dict[str, Any], dict[str, Any]] | Exception | None
+"""What became of a cell: (result, provenance), an error, or nothing, because another run has stored it."""
+Outcomes = Generator[tuple[Cell, Outcome]]
 
-def run(cells: Iterable[Cell], device: str | None = None, progress: bool = True) -> list[tuple[Cell, Exception]]:
+
+def run(
+    cells: Iterable[Cell], device: str | None = None, progress: bool = True, workers: int = 0, scheduler: str = ""
+) -> list[tuple[Cell, Exception]]:
     """Compute the cells that are not in the store; returns those that failed, with their errors.
 
-    A cell that fails does not stop the others, but a missing data set or checkpoint stops the run at once.
+    device: cpu, cuda or cuda:N. With `workers` local processes share the work, with `scheduler` those of the Dask
+    cluster at that address; each then takes its own default device if none is given.
+    A cell that fails does not stop the others, but a missing data set or checkpoint, a cluster that does not answer
+    and a store that cannot be written stop the run at once, with a `SapcoreError`.
     """
-    on = provenance.device(device)
     provenance.commit()  # of the code as it starts
+    here = provenance.device(device) if not (workers or scheduler) else None
     todo = [cell for cell in cells if results.read(cell) is None]
     for dataset, checkpoint in {(cell.dataset, cell.checkpoint) for cell in todo}:
         data.load(dataset, "test")
         checkpoints.load(checkpoint)
     failed: list[tuple[Cell, Exception]] = []
     with tqdm(total=sum(map(_work, todo)), unit="pass", unit_scale=True, disable=not (progress and todo)) as bar:
-        for cell in todo:
-            bar.set_description(cell.label)
-            started = time.perf_counter()
-            try:
-                result = compute(cell, on)
-            except Exception as error:
-                failed.append((cell, error))
-                bar.write(f"{cell.label}: {type(error).__name__}: {error}")
-            else:
-                origin = provenance.collect(on) | {"seconds": round(time.perf_counter() - started, 1)}
-                results.write(cell, result, origin)
-            bar.update(_work(cell))
+        if here is None:
+            outcomes = _on_dask(todo, device, workers, scheduler, bar.set_description)
+        else:
+            outcomes = _here(todo, here, bar.set_description)
+        with contextlib.closing(outcomes):
+            for cell, outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    failed.append((cell, outcome))
+                    bar.write(f"{cell.label}: {type(outcome).__name__}: {outcome}")
+                elif outcome is not None:
+                    results.write(cell, *outcome)
+                bar.update(_work(cell))
     return failed
 
 
@@ -47,23 +69,144 @@ def _work(cell: Cell) -> int:
     return cell.examples * cell.passes
 
 
-def compute(cell: Cell, device: torch.device) -> dict[str, float | int]:
-    """Attack the first `cell.examples` test images and measure the accuracy on fresh passes."""
+def _here(todo: list[Cell], device: torch.device, note: Callable[[str], None]) -> Outcomes:
+    for cell in todo:
+        note(cell.label)
+        if results.read(cell) is not None:
+            yield cell, None
+            continue
+        try:
+            outcome: Outcome = _timed(cell, device)
+        except Exception as error:
+            outcome = error
+        yield cell, outcome
+
+
+def _timed(cell: Cell, device: torch.device, direction: Tensor | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    started = time.perf_counter()
+    result = compute(cell, device) if direction is None else compute(cell, device, direction)
+    return result, provenance.collect(device) | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def _on_dask(
+    todo: list[Cell], device: str | None, workers: int, scheduler: str, note: Callable[[str], None]
+) -> Outcomes:
+    """Each cell as soon as a worker has it; what a dead worker took with it is computed again by another."""
+    try:
+        from distributed import Client, LocalCluster, as_completed
+    except ImportError:
+        raise SapcoreError("several workers need Dask: install it with `pip install 'sapcore[cluster]'`") from None
+    with contextlib.ExitStack() as stack:
+        address: Any = scheduler
+        if not scheduler:
+            local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            address = stack.enter_context(local)
+        try:
+            client = stack.enter_context(Client(address, timeout="10s"))
+        except (OSError, ValueError) as error:
+            raise SapcoreError(f"no Dask scheduler answers at {scheduler} ({type(error).__name__})") from None
+        directions: dict[tuple[Any, ...], Any] = {}
+        futures: dict[Any, Cell] = {}
+        for cell in todo:
+            direction, names = None, _direction_of(cell)
+            if names is not None:
+                if names not in directions:
+                    directions[names] = client.submit(_remote_direction, names, device, pure=False)
+                direction = directions[names]
+            futures[client.submit(_remote, cell, device, direction, pure=False)] = cell
+        del direction
+        directions.clear()  # Dask keeps a direction for as long as a cell needs it
+        note(f"{len(todo)} cells on {scheduler or f'{workers} workers'}")
+        for future in as_completed(list(futures)):
+            cell = futures.pop(future)
+            yield cell, future.exception() or future.result()
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A worker may have several threads, but the layers of a noisy network share the names of their random numbers."""
+
+
+def _remote(cell: Cell, device: str | None, direction: Tensor | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    with _ONE_AT_A_TIME:
+        return _timed(cell, _worker_device(device), direction)
+
+
+def _remote_direction(names: tuple[Any, ...], device: str | None) -> Tensor:
+    with _ONE_AT_A_TIME:
+        return _direction(*names, _worker_device(device)).cpu()
+
+
+def _worker_device(device: str | None) -> torch.device:
+    """The worker's device, with as many threads for our kernels as torch has for its own."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    return provenance.device(device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What came of computing a stored cell again."""
+
+    cell: Cell
+    same: bool
+    reason: str
+    """The two numbers, and how they were compared."""
+
+
+def verify(
+    cells: Sequence[Cell], sample: int | None = None, seed: int = 0, device: str | None = None
+) -> Iterator[Check]:
+    """Compute stored cells again, all or `sample` of them drawn by `seed`, and compare with the store.
+
+    On the device, number of threads and versions of the stored cell the counts must be the same, elsewhere the
+    accuracy must lie in the stored interval. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
+    """
+    if sample is not None:
+        if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
+            raise SapcoreError(f"sample is {sample!r}, but must be a whole number of 1 or more")
+        cells = random.Random(seed).sample(list(cells), min(sample, len(cells)))
+    on = provenance.device(device)
+    for cell in cells:
+        stored = results.read(cell)
+        assert stored is not None
+        found, before = compute(cell, on), stored["result"]
+        here, there = provenance.collect(on), stored["provenance"]
+        exact = all(here[name] == there.get(name) for name in ("device", "threads", "versions"))
+        if exact:
+            same = found["correct"] == before["correct"]
+            how = "the same device and versions"
+        else:
+            same = before["low"] <= found["accuracy"] <= before["high"]
+            how = f"95 % interval [{before['low']:.2%}, {before['high']:.2%}], computed on {there['device']}"
+        numbers = f"{found['correct']} of {found['images']} right, stored {before['correct']}"
+        yield Check(cell, same, f"{numbers} ({how})")
+
+
+def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -> dict[str, Any]:
+    """Attack the first `cell.examples` test images and measure accuracy and calibration on fresh passes.
+
+    `direction` is FGSM's, if it is there already. Raises `SapcoreError` if this code or its checkpoint is not
+    what the cell is about.
+    """
+    if cell.version != results.VERSION:
+        raise SapcoreError(f"the cell is of version {cell.version}, but this code computes version {results.VERSION}")
     images, labels = (t[: cell.examples] for t in data.load(cell.dataset, "test"))
     model = defended(cell.checkpoint, cell.checkpoint_sha256, cell.defence, device)
     p = evaluation.predict(
-        model, attacked(cell, images, labels, device), cell.passes, stream(cell.seed, "evaluation"),
+        model, attacked(cell, images, labels, device, direction), cell.passes, stream(cell.seed, "evaluation"),
         batch_size=_batch_size(device), precision=cell.precision,
     )  # fmt: skip
     a = evaluation.accuracy(p, labels)
-    return {"accuracy": a.value, "low": a.low, "high": a.high, "correct": a.correct, "images": a.images}
+    found = {"accuracy": a.value, "low": a.low, "high": a.high, "correct": a.correct, "images": a.images}
+    return {**found, "calibration": vars(calibration(p, labels))}
 
 
 def _batch_size(device: torch.device) -> int:
     return evaluation.BATCH_SIZE if device.type == "cpu" else 2000
 
 
-def attacked(cell: Cell, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
+def attacked(
+    cell: Cell, images: Tensor, labels: Tensor, device: torch.device, direction: Tensor | None = None
+) -> Tensor:
     """The images after the cell's attack, in 0-255."""
     attack = cell.attack
     if attack.kind == "none":
@@ -72,10 +215,9 @@ def attacked(cell: Cell, images: Tensor, labels: Tensor, device: torch.device) -
         return attacks.noise(images, attack.eps, cell.seed)
     assert attack.source is not None
     if attack.kind == "fgsm":
-        direction = _direction(
-            cell.dataset, cell.examples, cell.checkpoint, cell.checkpoint_sha256, attack.source,
-            attack.passes, attack.estimator, cell.seed, cell.precision, device,
-        )  # fmt: skip
+        names = _direction_of(cell)
+        assert names is not None
+        direction = _direction(*names, device) if direction is None else direction
         return torch.clamp(images + attack.eps * direction.float(), 0, 255)
     if attack.kind == "iterative":
         model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device)
@@ -84,6 +226,17 @@ def attacked(cell: Cell, images: Tensor, labels: Tensor, device: torch.device) -
             estimator=attack.estimator, batch_size=_batch_size(device), precision=cell.precision,
         )  # fmt: skip
     raise ValueError(f"unknown attack {attack.kind!r}")
+
+
+def _direction_of(cell: Cell) -> tuple[Any, ...] | None:
+    """What FGSM's direction depends on; None for another attack."""
+    attack = cell.attack
+    if attack.kind != "fgsm":
+        return None
+    return (
+        cell.dataset, cell.examples, cell.checkpoint, cell.checkpoint_sha256, attack.source,
+        attack.passes, attack.estimator, cell.seed, cell.precision,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
@@ -109,9 +262,12 @@ def _direction(
 
 @functools.lru_cache(maxsize=8)
 def defended(checkpoint: str, sha256: str, defence: Defence, device: torch.device) -> nn.Module:
-    """The pretrained network with its defence; `sha256` only makes the cache notice a new checkpoint."""
-    dense = checkpoints.load(checkpoint).to(device)
+    """The network of this name and sha256 with its defence; raises `CheckpointError` if another one has its name."""
+    network = checkpoints.load(checkpoint)
+    if checkpoints.sha256(checkpoint) != sha256:
+        raise CheckpointError(f"the checkpoint {checkpoint} is another one than the cell's; list the cells again")
+    network = network.to(device)
     if defence.kind == "dense":
-        return dense
-    assert defence.percent is not None
-    return with_sap(dense, defence.percent)
+        return network
+    assert defence.level is not None
+    return (BASELINES | {"sap": with_sap})[defence.kind](network, defence.level)

@@ -15,7 +15,7 @@ from sapcore.cli import main
 from sapcore.experiments import cells, settings
 
 TINY = ("--dataset", "digits", "--eps", "0", "3", "--examples", "3", "--passes", "2")
-COMMANDS = ("data", "train", "run", "status")
+COMMANDS = ("data", "train", "run", "status", "verify")
 
 
 def call(*arguments: str) -> int:
@@ -57,7 +57,8 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["run", *TINY, "--passes", "0"], "passes is 0, but must be a whole number from 1 on"),
     (["run", *TINY, "--seed", "-1"], "seed is -1, but must be a whole number from 0 to"),
     (["run", *TINY, "--device", "tpu7"], "device is 'tpu7', but must be cpu, cuda or cuda:N"),
-    (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, resnet20-digits"),
+    (["run", *TINY, "--workers", "-1"], "workers is -1, but must be a whole number of 1 or more"),
+    (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, "),
     (["train", "resnet20-digits", "--device", "gpu"], "device is 'gpu', but must be cpu, cuda or cuda:N"),
 ]
 
@@ -99,8 +100,8 @@ def test_a_run_fills_an_empty_store_and_status_then_says_present(
 ) -> None:
     assert call("status", "fig1c", *TINY) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "figure    wanted  present  stale  damaged  missing",
-        "fig1c          5        0      0        0        5",
+        "figure        wanted  present  stale  damaged  missing",
+        "fig1c              5        0      0        0        5",
     ]
     assert call("run", "fig1c", *TINY) == 0
     output = capsys.readouterr()
@@ -109,7 +110,7 @@ def test_a_run_fills_an_empty_store_and_status_then_says_present(
     assert {"dense vs dense", "SAP-100 vs SAP-100", "SAP-100 vs dense"} <= {" ".join(row[:3]) for row in table}
     assert "100%" in output.err
     assert call("status", "fig1c", *TINY) == 0
-    assert "fig1c          5        5      0        0        0" in capsys.readouterr().out
+    assert "fig1c              5        5      0        0        0" in capsys.readouterr().out
     assert {results.state(cell) for cell in wanted("fig1c")} == {("present", "")}
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from sapcore import experiments, results, runner
+from sapcore.calibration import BINS
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
-from sapcore.experiments import EPS, PERCENTS, Settings, cells, settings, stored, table
+from sapcore.experiments import EPS, PERCENTS, Settings, cells, points, settings, stored, table
 from sapcore.results import Attack, Defence
+from sapcore.training import DROPOUT_RATES
 from tests.test_results import ORIGIN, RESULT
 
 FIGURES = ("fig1a", "fig1b", "fig1c")
@@ -120,6 +122,7 @@ def test_figure_1b_attacks_each_network_by_its_own_gradient() -> None:
 @pytest.mark.usefixtures("cifar10_checkpoint")
 def test_figure_1c_is_dense_sap_against_itself_and_sap_against_dense() -> None:
     found = [(cell.defence.label, cell.attack.source and cell.attack.source.label) for cell in cells("fig1c")]
+    assert {cell.attack.eps for cell in cells("fig1c")} == {0, 1, 2, 4, 8, 16}
     assert list(dict.fromkeys(pair for pair in found if pair[1])) == [
         ("dense", "dense"), ("SAP-100", "SAP-100"), ("SAP-100", "dense"),
     ]  # fmt: skip
@@ -190,7 +193,7 @@ def test_a_table_computes_what_is_missing_and_has_one_row_per_point(store: Path)
     assert (frame["low"] <= frame["accuracy"]).all()
     assert (frame["accuracy"] <= frame["high"]).all()
     assert (frame["images"] == 4).all()
-    assert not frame.isna().any(axis=None)
+    assert not frame.drop(columns="level").isna().any(axis=None)
     noisy = frame["series"] != "dense vs dense"
     assert frame["passes"].tolist() == [2 if n else 1 for n in noisy]
     clean = frame[(frame["eps"] == 0) & noisy]["accuracy"]
@@ -247,16 +250,97 @@ def test_a_table_raises_the_error_of_a_cell_that_failed(store: Path, monkeypatch
         table("fig1a", settings(**TINY))
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_every_point_of_a_figure_has_a_cell_of_the_same_eps_and_defence(figure: str) -> None:
-    s = settings("digits")
-    wanted = experiments.FIGURES[figure](s)
-    for cell, series, eps in experiments._points(figure, s, wanted):
-        assert cell.attack.eps == eps
-        assert series.split(" vs ")[0] == cell.defence.label
-        if eps and " vs " in series:
-            assert cell.attack.source is not None
-            assert series.split(" vs ")[1] == cell.attack.source.label
+@pytest.mark.usefixtures("cifar10_checkpoint")
+@pytest.mark.parametrize("figure", experiments.FIGURES)
+def test_every_curve_is_of_one_network_and_one_adversary_and_has_each_place_once(figure: str) -> None:
+    curves: dict[tuple[str, str], list[results.Cell]] = {}
+    for cell, series, panel in points(figure):
+        curves.setdefault((panel, series), []).append(cell)
+    for found in curves.values():
+        assert len({(cell.checkpoint, cell.defence) for cell in found}) == 1
+        assert len({cell.attack.source for cell in found if cell.attack.eps}) <= 1
+        places = [(cell.attack.eps, cell.attack.steps, cell.attack.passes) for cell in found]
+        assert len(places) == len(set(places))
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figures_2b_and_2c_are_the_same_networks_with_dropout_on_and_off() -> None:
+    for figure, kind in (("fig2b", "dropout"), ("fig2c", "dense")):
+        trained = [point for point in points(figure) if point.series != "dense"]
+        assert {p.cell.checkpoint for p in trained} == {f"resnet20-cifar10-dropout-{r}" for r in DROPOUT_RATES}
+        assert {p.cell.defence.kind for p in trained} == {kind}
+        for point in trained:
+            assert point.series.removeprefix("dropout-") == point.cell.checkpoint.rsplit("-", 1)[1]
+            assert kind == "dense" or f"dropout-{point.cell.defence.level}" == point.series
+    pretrained = {cell for cell in cells("fig2a") if cell.defence.noisy}
+    assert {cell.checkpoint for cell in pretrained} == {"resnet20-cifar10"}
+    assert {cell.defence.kind for cell in pretrained} == {"dropout"}
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figures_3_and_4_are_four_networks_on_all_test_images_each_against_itself() -> None:
+    found = cells("fig3")
+    assert len(found) == 4 * 8
+    assert {cell.defended for cell in found} == {"dense", "SAP-100", "ADV", "ADV+SAP-100"}
+    assert {cell.examples for cell in found} == {10_000}
+    assert {cell.passes for cell in found if cell.defence.noisy} == {100}
+    assert all(cell.attack.source == cell.defence for cell in found if cell.attack.eps)
+    assert {cell.attack.eps for cell in cells("fig4")} == {0, 1, 2, 4, 8, 16, 32}
+    assert set(cells("fig4")) < set(found)
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figure_5_has_six_panels_with_dense_and_several_levels() -> None:
+    panels: dict[str, dict[str, set[results.Cell]]] = {}
+    for cell, series, panel in points("fig5"):
+        panels.setdefault(panel, {}).setdefault(series, set()).add(cell)
+    assert list(panels) == ["RNW", "RSW", "DWP", "SWP", "RNA", "RSA"]
+    for panel, curves in panels.items():
+        assert "dense" in curves
+        assert len(curves) >= 5  # dense and four levels
+        for series, found in curves.items():
+            assert series == "dense" or series.startswith(f"{panel}-")
+            assert all(cell.attack.source == cell.defence for cell in found if cell.attack.eps)
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_figure_6_is_sap_against_dense_and_1_to_1000_passes() -> None:
+    found = {(c.attack.source and c.attack.source.label, c.attack.passes) for c in cells("fig6") if c.attack.eps}
+    assert found == {("dense", 1), ("SAP-100", 1), ("SAP-100", 10), ("SAP-100", 100), ("SAP-100", 1000)}
+    assert {cell.defence.label for cell in cells("fig6")} == {"SAP-100"}
+    assert {(c.examples, c.passes) for c in cells("fig6")} == {(1000, 100)}
+    budget = points("fig6_budget")
+    assert {p.cell.attack.eps for p in budget} == {4}
+    gradients: dict[str, list[int]] = {}
+    for point in budget:
+        attack = point.cell.attack
+        gradients.setdefault(point.series, []).append(attack.passes * max(1, attack.steps))
+    assert gradients == {
+        "FGSM on dense, λ = 4": [1], "10 steps on dense, λ = 4": [10],
+        "FGSM on SAP-100, λ = 4": [1, 10, 100, 1000], "10 steps on SAP-100, λ = 4": [10, 100, 1000],
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_the_iterative_attack_takes_1_to_100_steps() -> None:
+    assert {c.attack.steps for c in cells("fig1c_steps")} == {1, 3, 10, 30, 100}
+    assert {(c.attack.eps, c.attack.step) for c in cells("fig1c_steps")} == {(4, 1)}
+    assert {p.series for p in points("fig1c_steps")} == {
+        "dense vs dense, λ = 4", "SAP-100 vs SAP-100, λ = 4", "SAP-100 vs dense, λ = 4",
+    }  # fmt: skip
+
+
+def test_calibrations_have_a_row_per_network_eps_and_bin(store: Path) -> None:
+    s = settings("digits", [0, 3], examples=6, passes=2)
+    frame = experiments.calibrations(s)
+    assert list(frame["series"].unique()) == ["dense", "SAP-100", "ADV", "ADV+SAP-100"]
+    assert len(frame) == 4 * 2 * BINS
+    assert (frame.groupby(["series", "eps"])["images"].sum() == 6).all()
+    accuracy = table("fig4", s).set_index(["series", "eps"])["accuracy"]
+    right = (frame["images"] * frame["accuracy"].fillna(0)).groupby([frame["series"], frame["eps"]]).sum()
+    assert (right / 6 - accuracy).abs().max() < 1e-9
+    assert (frame["ece_low"] <= frame["ece_high"]).all()
+    assert frame.attrs["missing"] == []
 
 
 def test_the_committed_cells_for_digits_are_all_present(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def make(
             noisy = not name.startswith("dense")
             rows.append(
                 {
+                    "panel": "",
                     "series": name,
                     "eps": e,
                     "accuracy": accuracy,
@@ -49,7 +50,10 @@ def make(
                     "correct": int(1000 * accuracy),
                     "images": 1000 if noisy else 10_000,
                     "passes": 100 if noisy else 1,
+                    "level": 100.0 if noisy else None,
                     "gradient_passes": (100 if noisy else 1) if e else 0,
+                    "steps": 0,
+                    "gradients": (100 if noisy else 1) if e else 0,
                     "device": "a GPU" if noisy else "a CPU",
                     "commit": "abc123",
                     "date": "2026-11-01",
@@ -233,12 +237,17 @@ def test_the_csv_behind_the_link_is_the_frame() -> None:
     found = re.search(r'href="data:text/csv;base64,([^"]+)"', link)
     assert found
     back = pd.read_csv(io.BytesIO(base64.b64decode(found[1])))
-    pd.testing.assert_frame_equal(back, frame, check_dtype=False)
+    pd.testing.assert_frame_equal(back, frame.drop(columns="panel"), check_dtype=False)
 
 
 def test_the_line_beneath_says_images_passes_device_and_commit() -> None:
     text = figures.origin(make()).data
-    for words in ("fig1b, cifar10", "dense: 10,000 images, 1 pass", "1,000 images, 100 pass", "100 per gradient"):
+    for words in (
+        "fig1b, cifar10",
+        "deterministic: 10,000 images, 1 pass per",
+        "1,000 images, 100 passes per",
+        "100 per gradient",
+    ):
         assert words in text
     for words in ("a CPU", "a GPU", "abc123"):
         assert words in text

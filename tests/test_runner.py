@@ -1,6 +1,13 @@
 """A run computes what is missing, stores each cell at once, and goes on after a failure."""
 
+import dataclasses
+import errno
+import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from sapcore import attacks, checkpoints, data, evaluation, results, runner
+from sapcore import attacks, checkpoints, data, evaluation, provenance, results, runner
 from sapcore.checkpoints import CheckpointError
 from sapcore.data import DataMissingError
+from sapcore.errors import SapcoreError
 from sapcore.experiments import cells, settings
 from sapcore.paths import CHECKPOINTS
 from sapcore.randomness import stream
-from sapcore.results import Cell
-from tests.test_results import RESULT
+from sapcore.results import Attack, Cell, Defence
+from tests.test_results import ORIGIN, RESULT
 
 CPU = torch.device("cpu")
 WANTED = cells("fig1a", settings("digits", [0, 3], examples=3, passes=2))[:6]
@@ -223,3 +231,172 @@ def test_fgsm_cells_of_one_curve_share_their_direction(monkeypatch: pytest.Monke
     assert len(curve) == 3
     assert len(calls) == 1
     runner._direction.cache_clear()
+
+
+def test_two_runs_at_once_share_the_work_and_leave_whole_cells(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other run has stored in the meantime is not computed again."""
+    done: list[Cell] = []
+
+    def compute(cell: Cell, _: torch.device) -> dict[str, Any]:
+        done.append(cell)
+        if cell == WANTED[0]:
+            for other in WANTED[2:4]:
+                results.write(other, RESULT, ORIGIN)
+        return RESULT
+
+    monkeypatch.setattr(runner, "compute", compute)
+    assert run(WANTED) == []
+    assert done == [cell for cell in WANTED if cell not in WANTED[2:4]]
+    assert {results.state(cell)[0] for cell in WANTED} == {"present"}
+
+
+def test_two_processes_that_run_at_once_end_with_the_cells_of_one(store: Path) -> None:
+    command = [sys.executable, "-m", "sapcore.cli", "run", "fig1a", "--dataset", "digits", "--eps", "0", "3"]
+    command += ["--examples", "3", "--passes", "2", "--device", "cpu"]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    wanted = cells("fig1a", settings("digits", [0, 3], examples=3, passes=2))
+    assert {results.state(cell)[0] for cell in wanted} == {"present"}
+    assert sorted(path.name for path in store.rglob("*") if path.is_file()) == sorted(c.path.name for c in wanted)
+
+
+def test_a_full_disk_stops_the_run_with_one_sentence_and_harms_no_cell(
+    store: Path, computed: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full in the middle of the third cell's file."""
+    write = Path.open
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_until_full(self: Path, mode: str = "r", **rest: Any) -> Any:
+        full = WANTED[2].path.name in self.name and "w" in mode
+        if full:
+            write(self, mode, **rest).close()
+            return Full()
+        return write(self, mode, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_until_full)
+        with pytest.raises(SapcoreError) as caught:
+            run(WANTED)
+    assert str(caught.value) == (
+        f"{WANTED[2].path} cannot be written (No space left on device); what is finished is stored; "
+        "make room, or name another folder in SAPCORE_RESULTS, and start again"
+    )
+    assert sorted(path.name for path in store.rglob("*") if path.is_file()) == sorted(c.path.name for c in WANTED[:2])
+    run(WANTED)
+    assert {results.state(cell)[0] for cell in WANTED} == {"present"}
+
+
+def test_a_killed_run_loses_at_most_the_cell_it_was_at(store: Path) -> None:
+    """SIGKILL once two cells are on disk; every file there is whole, and the next run goes on."""
+    script = "import sys; from sapcore import runner; from tests.test_runner import WANTED, slowly; slowly(); "
+    script += "runner.run(WANTED, device='cpu', progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent.parent)
+    deadline = time.monotonic() + 120
+    while len(list(store.rglob("*.json"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    found = [results.state(cell)[0] for cell in WANTED]
+    assert found.count("present") >= 2
+    assert set(found) == {"present", "missing"}
+    assert run(WANTED) == []
+    assert {results.state(cell)[0] for cell in WANTED} == {"present"}
+
+
+def slowly() -> None:
+    """Let every cell take a tenth of a second and cost nothing; for a process that is to be killed."""
+
+    def compute(*_: object) -> dict[str, Any]:
+        time.sleep(0.1)
+        return RESULT
+
+    setattr(runner, "compute", compute)  # noqa: B010
+
+
+def test_a_checkpoint_that_changed_under_a_cell_makes_it_stale_and_is_never_used_for_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Weights are replaced between the listing and the run: the cell fails; listed anew, the old one is stale."""
+    (cell,) = cells("sec2", settings("digits", [0], examples=3))
+    results.write(cell, RESULT, ORIGIN)
+    network = checkpoints.load("resnet20-digits")
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
+    next(network.parameters()).add_(1)
+    checkpoints.save(network, "resnet20-digits", {})
+    runner.defended.cache_clear()
+    old = dataclasses.replace(cell, seed=1)
+    ((failed, error),) = run([old])
+    assert failed == old
+    assert isinstance(error, CheckpointError)
+    assert "is another one than the cell's" in str(error)
+    (new,) = cells("sec2", settings("digits", [0], examples=3))
+    assert results.state(new) == ("stale", "the checkpoint changed since it was computed")
+
+
+def test_a_cell_of_another_version_is_refused() -> None:
+    with pytest.raises(SapcoreError, match=r"the cell is of version 99, but this code computes version"):
+        runner.compute(dataclasses.replace(WANTED[0], version=99), CPU)
+
+
+def test_every_kind_of_defence_can_be_computed(store: Path) -> None:
+    for kind, level in (("dropout", 0.1), ("rnw", 0.02), ("rsw", 0.1), ("dwp", 50), ("swp", 100), ("rna", 0.1)):
+        defence = Defence(kind, level)
+        attack = Attack("fgsm", 3, defence, "mean_of_gradients", 2 if defence.noisy else 1)
+        cell = dataclasses.replace(WANTED[0], defence=defence, attack=attack, passes=2 if defence.noisy else 1)
+        assert run([cell]) == []
+        stored = results.read(cell)
+        assert stored is not None
+        assert sum(stored["result"]["calibration"]["images"]) == 3
+
+
+class Store:
+    """What `verify` reads, without a computation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found = dict(RESULT)
+        monkeypatch.setattr(runner, "compute", lambda cell, device: self.found)
+        here = provenance.collect(CPU)
+        for cell in WANTED:
+            results.write(cell, RESULT, here)
+
+
+def test_verify_compares_exactly_on_the_same_device_and_versions(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Store(monkeypatch)
+    assert [check.same for check in runner.verify(WANTED, device="cpu")] == [True] * len(WANTED)
+    there.found["correct"] += 1
+    checks = list(runner.verify(WANTED, device="cpu"))
+    assert not any(check.same for check in checks)
+    assert "the same device and versions" in checks[0].reason
+
+
+def test_verify_compares_within_the_interval_elsewhere(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Store(monkeypatch)
+    results.write(WANTED[0], RESULT, ORIGIN)
+    for accuracy, same in ((RESULT["low"], True), (RESULT["high"], True), (RESULT["high"] + 0.01, False)):
+        there.found = RESULT | {"accuracy": accuracy, "correct": -1}
+        (check,) = runner.verify(WANTED[:1], device="cpu")
+        assert check.same is same
+        assert "computed on a computer" in check.reason
+
+
+def test_verify_draws_its_sample_by_the_seed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(monkeypatch)
+    drawn = {seed: [check.cell for check in runner.verify(WANTED, 3, seed, "cpu")] for seed in range(20)}
+    assert {len(set(sample)) for sample in drawn.values()} == {3}
+    assert len({tuple(sample) for sample in drawn.values()}) > 5
+    assert [check.cell for check in runner.verify(WANTED, 3, 7, "cpu")] == drawn[7]
+    assert len(list(runner.verify(WANTED, 100, 0, "cpu"))) == len(WANTED)
+    for senseless in (0, -1, True, 1.5):
+        with pytest.raises(SapcoreError, match=r"sample is .*, but must be a whole number of 1 or more"):
+            list(runner.verify(WANTED, senseless))  # type: ignore[arg-type]
+
+
+def test_a_stored_cell_is_verified_by_computing_it(store: Path) -> None:
+    run(WANTED[:3])
+    assert all(check.same for check in runner.verify(WANTED[:3], device="cpu"))
