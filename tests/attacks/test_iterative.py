@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sapcore import attacks, checkpoints, data
 from sapcore.attacks.gradient import ESTIMATORS
+from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel
 from tests.attacks.common import Linear, UnitRange, share_that_differs
 
@@ -129,3 +130,28 @@ def test_uint8_and_float_pixels_give_the_same(noisy: NoisyModel, digits: Images)
     found = attacks.iterative(noisy, x, y, 4, steps=2, passes=2)
     assert found.dtype == torch.float32
     assert torch.equal(found, attacks.iterative(noisy, x.float(), y, 4, steps=2, passes=2))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+def test_stopping_at_success_is_no_weaker_and_goes_on_where_the_network_is_right(
+    dense: nn.Module, digits: Images, watch: Watch, steps: int
+) -> None:
+    """Images that the network still gets right were attacked with all steps, as without the option."""
+    x, y = digits[0][:100], digits[1][:100]
+    plain = attacks.iterative(dense, x, y, 24, step=8, steps=steps)
+    rows = watch(dense)
+    found = attacks.iterative(dense, x, y, 24, step=8, steps=steps, stop_at_success=True)
+    with_option = sum(rows)
+    right, right_plain = dense(found).argmax(1) == y, dense(plain).argmax(1) == y
+    assert int(right.sum()) <= int(right_plain.sum())
+    for one, other in zip(found[right], plain[right], strict=True):
+        assert share_that_differs(one, other) <= 5e-3
+    assert float((found - x).abs().max()) <= 24
+    if steps == 9:
+        assert int(right.sum()) < 50
+        assert with_option < 100 * steps
+
+
+def test_stopping_at_success_is_for_deterministic_networks(noisy: NoisyModel, digits: Images) -> None:
+    with pytest.raises(SapcoreError, match="stop_at_success is for deterministic networks"):
+        attacks.iterative(noisy, digits[0][:2], digits[1][:2], 4, stop_at_success=True)
