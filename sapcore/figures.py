@@ -176,9 +176,9 @@ def _line_styles(names: list[str]) -> dict[str, dict[str, Any]]:
 
 def _draw_published(axes: Axes, frame: pd.DataFrame, grid: list[float]) -> None:
     points = [p for p in PUBLISHED if p.figure == frame.attrs["figure"] and not p.minus and p.eps in grid]
-    if points:
-        at, values = [grid.index(p.eps) for p in points], [100 * p.value for p in points]
-        axes.plot(at, values, "D", color="crimson", fillstyle="none", markersize=9, label="published, SAP-100")
+    for marker, series in zip("Ds", dict.fromkeys(p.series for p in points), strict=False):
+        at, values = zip(*((grid.index(p.eps), 100 * p.value) for p in points if p.series == series), strict=True)
+        axes.plot(at, values, marker, color="crimson", fillstyle="none", markersize=9, label=f"published, {series}")
 
 
 def model_card(card: dict[str, Any]) -> Markdown:
@@ -194,6 +194,26 @@ def model_card(card: dict[str, Any]) -> Markdown:
         "commit, date": f"{origin['commit']}, {origin['date']}",
     }
     return Markdown(pd.DataFrame(rows.items(), columns=["checkpoint", card["name"]]).to_markdown(index=False))
+
+
+def model_cards(cards: list[dict[str, Any]]) -> Markdown:
+    """Several model cards as a table, a row each."""
+    rows = []
+    for card in cards:
+        recipe, origin = card["recipe"], card["provenance"][-1]
+        special = f"dropout {recipe['dropout']:g}" if recipe.get("dropout") else "–"
+        if recipe.get("adversarial_share"):
+            special = f"{recipe['adversarial_share']:.0%} FGSM at λ = {recipe['adversarial_eps']:g}"
+        rows.append({
+            "checkpoint": card["name"],
+            "trained with": special,
+            "accuracy": f"{card['test_accuracy']:.2%} of {card['test_images']:,}",
+            "learning rate (epochs)": ", ".join(f"{rate:g} ({epochs})" for epochs, rate in recipe["schedule"]),
+            "minutes": f"{card['seconds'] / 60:.1f}",
+            "device": origin["device"],
+            "commit, date": f"{origin['commit']}, {origin['date']}",
+        })  # fmt: skip
+    return Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 
 
 def training_curve(card: dict[str, Any]) -> Figure:
@@ -312,6 +332,7 @@ def benchmark_origin(row: dict[str, Any]) -> Markdown:
 
 def accuracy_table(frame: pd.DataFrame) -> Markdown:
     """Accuracy in percent with its interval: a row per series, a column per eps."""
+    frame = frame.drop_duplicates(["series", "eps"])  # dense may be in several panels
     text = frame.assign(
         text=[f"{100 * a:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]"
               for a, lo, hi in zip(frame["accuracy"], frame["low"], frame["high"], strict=True)]
@@ -345,7 +366,7 @@ def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
 
 def published_table(frame: pd.DataFrame) -> Markdown:
     """Our numbers beside the published ones, for the points that have both."""
-    found = frame.set_index(["series", "eps"])["accuracy"]
+    found = frame.drop_duplicates(["series", "eps"]).set_index(["series", "eps"])["accuracy"]
     rows = []
     for p in PUBLISHED:
         needed = [(name, p.eps) for name in (p.series, p.minus) if name]

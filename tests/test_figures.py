@@ -14,6 +14,7 @@ import torch
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
 
 from sapcore import checkpoints, figures
 from sapcore.experiments import settings
@@ -64,6 +65,37 @@ def make(
     return frame
 
 
+def budget() -> pd.DataFrame:
+    """A frame of two attacks at one eps, with 1 to 1000 gradients."""
+    frame = pd.concat([make(("FGSM", "10 steps"), (4,), "fig6_budget").assign(gradients=n) for n in (1, 10, 1000)])
+    frame.attrs = make().attrs | {"figure": "fig6_budget"}
+    return frame
+
+
+def reliability(bins: int = 4) -> pd.DataFrame:
+    """A frame as `experiments.calibrations` makes it, with an empty bin each."""
+    rows = [
+        {"series": name, "eps": e, "bin": i, "images": 100 * i, "confidence": (i + 0.5) / bins,
+         "accuracy": i / bins if i else float("nan"), "ece": 0.1, "ece_low": 0.05, "ece_high": 0.2}
+        for name in ("dense", "SAP-100", "ADV", "ADV+SAP-100") for e in (0, 1, 2, 4, 8) for i in range(bins)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame.attrs = make().attrs | {"figure": "fig4"}
+    return frame
+
+
+def baselines() -> pd.DataFrame:
+    """A frame of two panels with dense and two levels each."""
+    parts = []
+    for panel in ("RNW", "DWP"):
+        frame = make(("dense", f"{panel}-1", f"{panel}-2"))
+        frame["level"] = frame["series"].map({"dense": None, f"{panel}-1": 1.0, f"{panel}-2": 2.0})
+        parts.append(frame.assign(panel=panel))
+    whole = pd.concat(parts, ignore_index=True)
+    whole.attrs = make().attrs | {"figure": "fig5"}
+    return whole
+
+
 CARD = {
     "name": "resnet20-small",
     "test_images": 10_000,
@@ -84,6 +116,10 @@ DRAWINGS = {
     "fig1a": lambda: figures.fig1a(make(figure="fig1a")),
     "fig1b": lambda: figures.fig1b(make()),
     "fig1c": lambda: figures.fig1c(make(("dense vs dense", "SAP-100 vs SAP-100", "SAP-100 vs dense"), figure="fig1c")),
+    "fig2": lambda: figures.fig2(make(("dense", "dropout-0.1"), figure="fig2a"), "dropout"),
+    "fig3": lambda: figures.fig3(make(("dense", "SAP-100", "ADV", "ADV+SAP-100"), figure="fig3")),
+    "fig6": lambda: figures.fig6(make(("dense's gradient", "1 MC pass", "10 MC passes"), figure="fig6")),
+    "accuracy_against": lambda: figures.accuracy_against(budget(), "gradients", "gradients per image", "SAP-100"),
     "training_curve": lambda: figures.training_curve(CARD),
     "inclusion_law": lambda: figures.inclusion_law(P, torch.tensor([1, 0.9, 0.7, 0.3, 0.0]), 5, 100),
 }
@@ -226,6 +262,7 @@ def test_only_numbers_with_a_public_source_are_published() -> None:
         ("SAP-100", 0, 0.83, ""),
         ("SAP-100", 4, 0.51, ""),
         ("SAP-100", 1, 0.122, "dense"),
+        ("ADV", 0, 0.75, ""),
     }
     assert all(p.source for p in PUBLISHED)
 
@@ -280,3 +317,68 @@ def test_the_card_of_a_committed_checkpoint_can_be_shown() -> None:
     card = checkpoints.card("resnet20-digits")
     assert "resnet20-digits" in figures.model_card(card).data
     assert isinstance(figures.training_curve(card), Figure)
+
+
+def test_reliability_diagrams_have_a_panel_per_eps_with_the_images_per_bin_below() -> None:
+    drawn = figures.fig4(reliability())
+    diagrams = [axes for axes in drawn.axes if axes.get_title()]
+    assert [axes.get_title() for axes in diagrams] == [f"λ = {e}" for e in (0, 1, 2, 4, 8)]
+    for axes in diagrams:
+        diagonal, *lines = axes.lines
+        assert points(diagonal) == [(0, 0), (1, 1)]
+        assert [points(line) for line in lines] == [[(0.375, 0.25), (0.625, 0.5), (0.875, 0.75)]] * 4
+    counts = [axes for axes in drawn.axes if axes.patches]
+    assert len(counts) == 5
+    for axes in counts:
+        assert axes.get_xlabel() == "confidence"
+        for patch in axes.patches:
+            assert isinstance(patch, StepPatch)
+            assert np.asarray(patch.get_data()[0]).tolist() == [0, 100, 200, 300]
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dense", "SAP-100", "ADV", "ADV+SAP-100"]
+
+
+def test_one_reliability_diagram_is_a_figure_too() -> None:
+    frame = reliability()
+    one = frame[frame["eps"] == 4]
+    assert [axes.get_title() for axes in figures.fig4(one).axes] == ["λ = 4", ""]
+
+
+def test_the_table_of_calibration_errors_holds_each_with_its_interval() -> None:
+    text = figures.ece_table(reliability()).data
+    assert text.count("10.0 [5.0, 20.0]") == 4 * 5
+    assert "λ = 8" in text
+
+
+def test_baselines_have_a_panel_each_with_the_curves_of_their_levels() -> None:
+    drawn = figures.fig5(baselines())
+    titled = {axes.get_title(): axes for axes in drawn.axes if axes.get_title()}
+    assert titled.keys() == {"RNW", "DWP"}
+    for panel, axes in titled.items():
+        assert axes.get_legend_handles_labels()[1] == ["dense", f"{panel}-1", f"{panel}-2"]
+
+
+def test_the_best_level_of_each_baseline_stands_beside_sap_and_is_bold_where_it_reaches_it() -> None:
+    """SAP-100 has 70 %, 60 % and 30 %, with 3 points below; the first level of each baseline 10 points more."""
+    text = figures.best_of_baselines(baselines(), make(("dense", "SAP-5", "SAP-100"))).data
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == ["accuracy (%) (level)", "λ = 0", "λ = 1", "λ = 4"]
+    assert lines[2] == ["SAP-100", "70.0", "60.0", "30.0"]
+    assert lines[3] == ["RNW", "**80.0 (1)**", "**70.0 (1)**", "**40.0 (1)**"]
+    worse = baselines()
+    worse[["accuracy", "low", "high"]] -= 0.2
+    lines = figures.best_of_baselines(worse, make(("dense", "SAP-5", "SAP-100"))).data.splitlines()
+    assert "60.0 (1)" in lines[3]
+    assert "**" not in "".join(lines)
+
+
+def test_model_cards_say_what_each_network_was_trained_with() -> None:
+    recipe = CARD["recipe"]
+    cards = [
+        CARD,
+        CARD | {"name": "adv", "recipe": recipe | {"adversarial_share": 0.2, "adversarial_eps": 2}},  # type: ignore[operator]
+        CARD | {"name": "dro", "recipe": recipe | {"dropout": 0.25}},  # type: ignore[operator]
+    ]
+    lines = figures.model_cards(cards).data.splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == ["–", "20% FGSM at λ = 2", "dropout 0.25"]
+    assert all("91.23% of 10,000" in line and "0.5 (3), 0.05 (2)" in line for line in lines)
