@@ -103,7 +103,7 @@ def _on_dask(
             address = stack.enter_context(local)
         try:
             client = stack.enter_context(Client(address, timeout="10s"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:  # nobody there; no such protocol; TLS without a certificate
             raise SapcoreError(f"no Dask scheduler answers at {scheduler} ({type(error).__name__})") from None
         directions: dict[tuple[Any, ...], Any] = {}
         futures: dict[Any, Cell] = {}

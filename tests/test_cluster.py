@@ -118,7 +118,7 @@ def test_local_workers_compute_every_cell(store: Path) -> None:
 
 
 def test_a_scheduler_that_does_not_answer_is_one_sentence(store: Path) -> None:
-    for address in ("tcp://127.0.0.1:1", "nonsense://here"):
+    for address in ("tcp://127.0.0.1:1", "nonsense://here", "tls://127.0.0.1:1"):
         with pytest.raises(SapcoreError, match=f"^no Dask scheduler answers at {address}"):
             runner.run(wanted(), device="cpu", progress=False, scheduler=address)
     assert not list(store.rglob("*.json"))
