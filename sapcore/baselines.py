@@ -232,6 +232,8 @@ class _NoisyWeights(NoisyModel):
         split_seed(seed)
         rows = x.parts[0] if isinstance(x, Begun) else x
         _, numbers = per_example(len(rows), ids, passes)
+        if not len(rows):
+            return self.model(rows)
         outputs, places = [], []
         for number in numbers.unique().tolist():
             place = (numbers == number).nonzero()[:, 0]

@@ -85,8 +85,14 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.workers < 0:
         raise SapcoreError(f"workers is {parsed.workers}, but must be a whole number of 1 or more")
     listed, untrained = _listed(parsed)
-    wanted = list(dict.fromkeys(cell for cells in listed.values() for cell in cells))
-    failed = runner.run(wanted, device=parsed.device, workers=parsed.workers, scheduler=parsed.scheduler)
+    wanted: dict[tuple[str, ...], dict[results.Cell, None]] = {}
+    for figure, cells in listed.items():
+        wanted.setdefault(experiments.ALSO.get(figure, ()), {}).update(dict.fromkeys(cells))
+    failed = []
+    for also, cells_of in sorted(wanted.items(), reverse=True):
+        failed += runner.run(
+            list(cells_of), parsed.device, workers=parsed.workers, scheduler=parsed.scheduler, also=also
+        )
     for figure in listed:
         print(f"\n{figure}")
         _print_table(figure, parsed)
@@ -111,7 +117,7 @@ def _status(parsed: argparse.Namespace) -> int:
         figure: [
             {"cell": cell.label, "key": cell.key, "state": found, "why": why, "spec": dataclasses.asdict(cell)}
             for cell in cells
-            for found, why in [results.state(cell)]
+            for found, why in [results.state(cell, experiments.ALSO.get(figure, ()))]
         ]
         for figure, cells in listed.items()
     }
@@ -137,6 +143,8 @@ def _verify(parsed: argparse.Namespace) -> int:
     """Compute cells of the store again: the same on the same device and versions, within their interval elsewhere."""
     listed, _ = _listed(parsed)
     stored = [c for c in dict.fromkeys(c for cells in listed.values() for c in cells) if results.read(c) is not None]
+    if not stored:
+        raise SapcoreError("nothing of this is in the store yet; `sapcore run` computes it")
     differing = 0
     for check in runner.verify(stored, parsed.sample, parsed.seed, parsed.device):
         differing += not check.same
@@ -151,12 +159,14 @@ def _settings(parsed: argparse.Namespace) -> experiments.Settings:
 def _listed(parsed: argparse.Namespace) -> tuple[dict[str, list[results.Cell]], bool]:
     """The cells of each figure, and whether a figure is left out, with a word, because its network is not trained."""
     listed: dict[str, list[results.Cell]] = {}
+    untrained = False
     for figure in parsed.figures or experiments.FIGURES:
         try:
             listed[figure] = experiments.cells(figure, _settings(parsed))
         except CheckpointError as error:
+            untrained = True
             print(f"sapcore: {figure} is left out: {error}", file=sys.stderr)
-    return listed, len(listed) < len(parsed.figures or experiments.FIGURES)
+    return listed, untrained
 
 
 if __name__ == "__main__":

@@ -247,6 +247,8 @@ def fig6_budget(s: Settings) -> list[Point]:
     """SAP-100 at eps 4 against what an attack costs: passes of FGSM, and of each of ten steps."""
     points = []
     for e in s.eps or (4,):
+        if not e:
+            continue
         for source, passes in [(DENSE, 1), *((SAP_100, n) for n in MC_SAMPLES[s.dataset])]:
             of = "dense" if source == DENSE else "SAP-100"
             fgsm = Attack("fgsm", e, source, "mean_of_gradients", passes)
@@ -275,6 +277,10 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
 }
 
 
+ALSO = {"fig4": ("calibration",)}
+"""What a figure needs of its cells besides their accuracy."""
+
+
 def points(figure: str, s: Settings | None = None) -> list[Point]:
     """The points of a figure, curve by curve; a cell may lie on several curves."""
     if figure not in FIGURES:
@@ -295,7 +301,7 @@ def table(figure: str, s: Settings, device: str | None = None) -> pd.DataFrame:
     Raises `DataMissingError` where CIFAR-10 is needed and not to be had.
     """
     if not s.default:
-        failed = runner.run(cells(figure, s), device=device)
+        failed = runner.run(cells(figure, s), device=device, also=ALSO.get(figure, ()))
         if failed:
             raise failed[0][1]
     return stored(figure, s)
@@ -310,7 +316,7 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
     """
     rows, missing = [], []
     for cell, series, panel in points(figure, s):
-        found = results.read(cell)
+        found = results.read(cell, ALSO.get(figure, ()))
         if found is None:
             missing.append(cell.label)
         else:
@@ -321,7 +327,7 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
 
 
 _COLUMNS = (
-    "accuracy", "low", "high", "correct", "images", "passes", "level", "gradient_passes", "steps", "gradients",
+    "accuracy", "low", "high", "correct", "images", "passes", "noisy", "level", "gradient_passes", "steps", "gradients",
     "device", "commit", "date",
 )  # fmt: skip
 
@@ -331,6 +337,7 @@ def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: stored["result"][name] for name in ("accuracy", "low", "high", "correct", "images")},
         "passes": cell.passes,
+        "noisy": cell.defence.noisy,
         "level": cell.defence.level,
         "gradient_passes": attack.passes,
         "steps": attack.steps,
@@ -347,8 +354,8 @@ def calibrations(s: Settings, device: str | None = None) -> pd.DataFrame:
     frame = table("fig4", s, device)
     rows = []
     for cell, series, _ in points("fig4", s):
-        found = results.read(cell)
-        if found is None or "calibration" not in found["result"]:
+        found = results.read(cell, ALSO["fig4"])
+        if found is None:
             continue
         c = found["result"]["calibration"]
         for i, (images, confidence, correct) in enumerate(zip(c["images"], c["confidence"], c["correct"], strict=True)):

@@ -53,7 +53,7 @@ def fig4(frame: pd.DataFrame) -> Figure:
     """
     _style()
     grid = sorted(frame["eps"].unique())
-    columns = min(len(grid), 4)
+    columns = max(1, min(len(grid), 4))
     bands = -(-len(grid) // columns)
     figure, axes = plt.subplots(
         2 * bands, columns, figsize=(2.6 * columns + 0.6, 4.2 * bands), height_ratios=[3, 1] * bands, squeeze=False,
@@ -102,7 +102,7 @@ def fig5(frame: pd.DataFrame) -> Figure:
     """Accuracy under FGSM, one panel per baseline, one curve per level (Fig. 5)."""
     _style()
     panels = list(frame["panel"].unique())
-    columns = min(len(panels), 3)
+    columns = max(1, min(len(panels), 3))
     figure, axes = plt.subplots(
         -(-len(panels) // columns), columns, figsize=(3.6 * columns, 3.6 * -(-len(panels) // columns)),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
@@ -377,7 +377,7 @@ def published_table(frame: pd.DataFrame) -> Markdown:
         rows.append((what, f"{100 * p.value:+.1f}" if p.minus else f"{100 * p.value:.1f}",
                      f"{100 * ours:+.1f}" if p.minus else f"{100 * ours:.1f}", p.source))  # fmt: skip
     if frame.attrs["settings"].dataset != "cifar10" or not rows:
-        return Markdown("*The published numbers are for CIFAR-10 and for other perturbations than those shown here.*")
+        return Markdown("*The published numbers are for CIFAR-10, and none is for the points shown here.*")
     return Markdown(
         pd.DataFrame(rows, columns=["accuracy", "published", "ours", "source"]).to_markdown(
             index=False, disable_numparse=True
@@ -388,7 +388,7 @@ def published_table(frame: pd.DataFrame) -> Markdown:
 def origin(frame: pd.DataFrame) -> Markdown:
     """One line: how many images and passes, which device, which commit, and what is not computed yet."""
     line = []
-    for noisy, part in frame.groupby(frame["passes"] > 1, sort=True):
+    for noisy, part in frame.groupby("noisy", sort=True):
         images, passes = (_range(part[name]) for name in ("images", "passes"))
         gradients = part["gradient_passes"][part["gradient_passes"] > 0]
         more = f", {_range(gradients)} per gradient" if noisy and len(gradients) else ""

@@ -2,6 +2,8 @@
 
 As in SAP's kernel the loops are written so that LLVM turns each into vector instructions. Four words of a counter
 make four units: of dropout one each, of Gaussian noise two pairs (Box and Muller 1958).
+
+Numba caches what it compiles by the time stamp of this file alone: touch it after a change of sap/cpu.py.
 """
 
 import math

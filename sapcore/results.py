@@ -130,8 +130,11 @@ def write(cell: Cell, result: dict[str, Any], provenance: dict[str, Any]) -> Non
         ) from None
 
 
-def read(cell: Cell) -> dict[str, Any] | None:
-    """The stored `{"spec", "result", "provenance"}` of a cell; None if it is missing or its file is damaged."""
+def read(cell: Cell, also: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """The stored `{"spec", "result", "provenance"}` of a cell.
+
+    None if it is missing, if its file is damaged, or if its result lacks a field that is named in `also`.
+    """
     try:
         content = json.loads(cell.path.read_text())
     except (OSError, ValueError):
@@ -139,16 +142,18 @@ def read(cell: Cell) -> dict[str, Any] | None:
     whole = (
         isinstance(content, dict)
         and content.get("spec") == cell.spec
-        and set(content.get("result") or ()) >= RESULT_FIELDS
+        and set(content.get("result") or ()) >= RESULT_FIELDS | set(also)
         and set(content.get("provenance") or ()) >= PROVENANCE_FIELDS
     )
     return content if whole else None
 
 
-def state(cell: Cell) -> tuple[str, str]:
+def state(cell: Cell, also: tuple[str, ...] = ()) -> tuple[str, str]:
     """`("present", "")`, `("stale", why)`, `("damaged", why)` or `("missing", "")`."""
-    if read(cell) is not None:
+    if read(cell, also) is not None:
         return "present", ""
+    if read(cell) is not None:
+        return "stale", f"it was computed without its {' and '.join(also)}"
     if cell.path.exists():
         return "damaged", f"{cell.path.name} is not a whole result file; the next run writes it anew"
     for path in cell.path.parent.glob(f"{cell.path.name.rsplit('-', 1)[0]}-*.json"):

@@ -32,10 +32,12 @@ Outcomes = Generator[tuple[Cell, Outcome]]
 
 
 def run(
-    cells: Iterable[Cell], device: str | None = None, progress: bool = True, workers: int = 0, scheduler: str = ""
-) -> list[tuple[Cell, Exception]]:
+    cells: Iterable[Cell], device: str | None = None, progress: bool = True, workers: int = 0, scheduler: str = "",
+    also: tuple[str, ...] = (),
+) -> list[tuple[Cell, Exception]]:  # fmt: skip
     """Compute the cells that are not in the store; returns those that failed, with their errors.
 
+    also: what their results must hold besides, such as "calibration"; without it they are computed anew.
     device: cpu, cuda or cuda:N. With `workers` local processes share the work, with `scheduler` those of the Dask
     cluster at that address; each then takes its own default device if none is given.
     A cell that fails does not stop the others, but a missing data set or checkpoint, a cluster that does not answer
@@ -43,7 +45,7 @@ def run(
     """
     provenance.commit()  # of the code as it starts
     here = provenance.device(device) if not (workers or scheduler) else None
-    todo = [cell for cell in cells if results.read(cell) is None]
+    todo = [cell for cell in cells if results.read(cell, also) is None]
     for dataset, checkpoint in {(cell.dataset, cell.checkpoint) for cell in todo}:
         data.load(dataset, "test")
         checkpoints.load(checkpoint)
@@ -52,7 +54,7 @@ def run(
         if here is None:
             outcomes = _on_dask(todo, device, workers, scheduler, bar.set_description)
         else:
-            outcomes = _here(todo, here, bar.set_description)
+            outcomes = _here(todo, here, bar.set_description, also)
         with contextlib.closing(outcomes):
             for cell, outcome in outcomes:
                 if isinstance(outcome, Exception):
@@ -66,13 +68,13 @@ def run(
 
 def _work(cell: Cell) -> int:
     """Passes of one image through the network, for the progress bar."""
-    return cell.examples * cell.passes
+    return cell.examples * (cell.passes + cell.attack.passes * max(1, cell.attack.steps))
 
 
-def _here(todo: list[Cell], device: torch.device, note: Callable[[str], None]) -> Outcomes:
+def _here(todo: list[Cell], device: torch.device, note: Callable[[str], None], also: tuple[str, ...]) -> Outcomes:
     for cell in todo:
         note(cell.label)
-        if results.read(cell) is not None:
+        if results.read(cell, also) is not None:
             yield cell, None
             continue
         try:

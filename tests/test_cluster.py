@@ -48,7 +48,7 @@ def wait_for(pattern: str, log: Path, process: subprocess.Popen[bytes]) -> str:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A scheduler and two workers as separate processes on loopback; their own stores, which must stay empty."""
+    """A scheduler and two workers as separate processes on loopback."""
     log = tmp_path / "scheduler.log"
     scheduler = start(["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"], log)
     processes = [scheduler]

@@ -51,6 +51,7 @@ def make(
                     "correct": int(1000 * accuracy),
                     "images": 1000 if noisy else 10_000,
                     "passes": 100 if noisy else 1,
+                    "noisy": noisy,
                     "level": 100.0 if noisy else None,
                     "gradient_passes": (100 if noisy else 1) if e else 0,
                     "steps": 0,

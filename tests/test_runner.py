@@ -345,7 +345,15 @@ def test_a_cell_of_another_version_is_refused() -> None:
 
 
 def test_every_kind_of_defence_can_be_computed(store: Path) -> None:
-    for kind, level in (("dropout", 0.1), ("rnw", 0.02), ("rsw", 0.1), ("dwp", 50), ("swp", 100), ("rna", 0.1)):
+    for kind, level in (
+        ("dropout", 0.1),
+        ("rnw", 0.02),
+        ("rsw", 0.1),
+        ("dwp", 50),
+        ("swp", 100),
+        ("rna", 0.1),
+        ("rsa", 0.1),
+    ):
         defence = Defence(kind, level)
         attack = Attack("fgsm", 3, defence, "mean_of_gradients", 2 if defence.noisy else 1)
         cell = dataclasses.replace(WANTED[0], defence=defence, attack=attack, passes=2 if defence.noisy else 1)

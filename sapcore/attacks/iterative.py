@@ -31,8 +31,8 @@ def iterative(
 
     x: (N, ...) in 0-255; y: int64 (N,), true labels; eps and step: pixel units. On a noisy network each
     step draws `passes` fresh passes. Returns float32, shaped as x.
-    With `stop_at_success` an image on which the network errs is left as it is: looked at after 1, 2, 4, ... steps, it
-    makes the attack on a deterministic network faster, and no weaker; a noisy one has no single answer to look at.
+    With `stop_at_success` an image on which the network errs, in the same precision, after 1, 2, 4, ... steps is left
+    as it is: sooner done on a deterministic network, and no weaker; a noisy one has no single answer to look at.
     Raises `SapcoreError` for senseless arguments and for a network in training mode.
     """
     eps = check_eps(eps)

@@ -7,8 +7,8 @@ Let the r draws arrive as a Poisson process. Unit j's first arrival comes after 
 of rate p_j, independently of the others; it is in by time m if e_j < m p_j. A unit that is in goes on
 arriving at rate p_j, so the number of all repeats is one Poisson number of mean
 sum_j max(m p_j - e_j, 0). First arrivals and repeats add up to a total T, and given T the draws are
-multinomial(T, p). With m a little below r, T < r almost always: the r - T missing draws are made
-one by one. In the rare case T > r everything is drawn anew, which leaves the law of the kept set
+multinomial(T, p). With m a little below r, T <= r most of the time: the r - T missing draws are made
+one by one. Where T > r, everything is drawn anew, which leaves the law of the kept set
 exact, because for every T <= r it is that of r multinomial draws.
 """
 
