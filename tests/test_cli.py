@@ -124,7 +124,7 @@ def test_a_second_run_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computing a cell costs nothing."""
-    result = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10}
+    result = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10, "calibration": {}}
     monkeypatch.setattr(runner, "compute", lambda cell, device: result)
 
 
