@@ -6,6 +6,7 @@ Cells are computed here, one after the other, or by the workers of a Dask cluste
 import contextlib
 import dataclasses
 import functools
+import os
 import random
 import threading
 import time
@@ -101,6 +102,7 @@ def _on_dask(
     with contextlib.ExitStack() as stack:
         address: Any = scheduler
         if not scheduler:
+            stack.callback(_restore_environment, dict(os.environ))  # Dask writes OMP_NUM_THREADS=1 and more into ours
             local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
             address = stack.enter_context(local)
         try:
@@ -122,6 +124,12 @@ def _on_dask(
         for future in as_completed(list(futures)):
             cell = futures.pop(future)
             yield cell, future.exception() or future.result()
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 _ONE_AT_A_TIME = threading.Lock()

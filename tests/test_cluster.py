@@ -111,7 +111,9 @@ def test_a_cluster_computes_what_a_serial_run_does_bit_for_bit_although_a_worker
 @pytest.mark.filterwarnings("ignore")  # of the cluster's own processes and sockets
 def test_local_workers_compute_every_cell(store: Path) -> None:
     few = cells("fig1b", settings("digits", 3, examples=3, passes=1))[:4]
+    threads = {name: value for name, value in os.environ.items() if "THREADS" in name}
     assert runner.run(few, device="cpu", progress=False, workers=2) == []
+    assert {name: value for name, value in os.environ.items() if "THREADS" in name} == threads
     assert {results.state(cell)[0] for cell in few} == {"present"}
     provenance = [results.read(cell)["provenance"] for cell in few]  # type: ignore[index]
     assert all(origin["device"] and origin["seconds"] >= 0 for origin in provenance)
