@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
             where.add_argument("--workers", type=int, default=0, metavar="N", help="share the cells among N processes")
             where.add_argument("--scheduler", default="", metavar="tcp://HOST:PORT", help="of a Dask cluster")
         elif name == "verify":
-            add.add_argument("--sample", type=int, metavar="N", help="N cells at random, drawn by --seed; default all")
+            add.add_argument("--sample", type=int, metavar="N", help="N cells at random; default all")
+            add.add_argument("--draw", type=int, default=0, metavar="SEED", help="which N: another number, other cells")
         else:
             add.add_argument("--json", action="store_true", help="print every cell as JSON")
         add.set_defaults(command=command)
@@ -89,7 +90,7 @@ def _run(parsed: argparse.Namespace) -> int:
     for figure, cells in listed.items():
         wanted.setdefault(experiments.ALSO.get(figure, ()), {}).update(dict.fromkeys(cells))
     failed = []
-    for also, cells_of in sorted(wanted.items(), reverse=True):
+    for also, cells_of in wanted.items():
         failed += runner.run(
             list(cells_of), parsed.device, workers=parsed.workers, scheduler=parsed.scheduler, also=also
         )
@@ -146,7 +147,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     if not stored:
         raise SapcoreError("nothing of this is in the store yet; `sapcore run` computes it")
     differing = 0
-    for check in runner.verify(stored, parsed.sample, parsed.seed, parsed.device):
+    for check in runner.verify(stored, parsed.sample, parsed.draw, parsed.device):
         differing += not check.same
         print(f"{'same' if check.same else 'DIFFERENT':10}{check.cell.label}: {check.reason}", flush=True)
     return 1 if differing else 0

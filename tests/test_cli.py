@@ -189,6 +189,29 @@ def test_a_cell_that_fails_gives_exit_code_1_and_the_others_are_kept(
 
 
 @pytest.mark.usefixtures("store")
+def test_verify_computes_stored_cells_again_and_tells_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("verify", "fig1c", *TINY) == 2
+    assert "nothing of this is in the store yet; `sapcore run` computes it" in capsys.readouterr().err
+    call("run", "fig1c", *TINY)
+    capsys.readouterr()
+    assert call("verify", "fig1c", *TINY) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["same"] * len(wanted("fig1c"))
+    drawn = set()
+    for number in range(8):
+        assert call("verify", "fig1c", *TINY, "--sample", "1", "--draw", str(number)) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        drawn.add(line)
+    assert len(drawn) > 1
+    computed = runner.compute
+    monkeypatch.setattr(runner, "compute", lambda cell, on: {**computed(cell, on), "correct": -1})
+    assert call("verify", "fig1c", *TINY) == 1
+    assert capsys.readouterr().out.count("DIFFERENT") == len(wanted("fig1c"))
+
+
+@pytest.mark.usefixtures("store")
 def test_stopping_a_run_gives_exit_code_130_and_says_that_it_can_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
