@@ -170,10 +170,14 @@ def state(cell: Cell, also: tuple[str, ...] = ()) -> tuple[str, str]:
     return "missing", ""
 
 
-def benchmarks(name: str) -> list[dict[str, Any]]:
-    """The newest row of a benchmark for each device, as `benchmarks/NAME.py` appended it."""
+def benchmarks(name: str, dataset: str = "cifar10") -> list[dict[str, Any]]:
+    """The newest row of a benchmark on this data set for each device, as `benchmarks/NAME.py` appended it."""
     path = ROOT / "data" / "benchmarks" / f"{name}.jsonl"
-    if not path.exists():
-        raise SapcoreError(f"there is no {path.name} under data/benchmarks; run `python benchmarks/{name}.py`")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["dataset"] == dataset]
+    if not rows:
+        raise SapcoreError(
+            f"data/benchmarks/{path.name} has no row of {dataset}; "
+            f"`python benchmarks/{name}.py --dataset {dataset}` measures one"
+        )
     return list({row["provenance"]["device"]: row for row in rows}.values())

@@ -54,13 +54,15 @@ def test_a_benchmark_says_which_data_set_it_lacks(tmp_path: Path) -> None:
 
 def test_one_row_per_device_is_read_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    with pytest.raises(SapcoreError, match=r"run `python benchmarks/sampling.py`"):
+    with pytest.raises(SapcoreError, match=r"no row of cifar10; `python benchmarks/sampling.py --dataset cifar10`"):
         results.benchmarks("sampling")
     folder = tmp_path / "data" / "benchmarks"
     folder.mkdir(parents=True)
-    rows = [{"number": i, "provenance": {"device": name}} for i, name in enumerate(["a", "b", "a"])]
+    measured = [("cifar10", "a"), ("cifar10", "b"), ("cifar10", "a"), ("digits", "a")]
+    rows = [{"number": i, "dataset": d, "provenance": {"device": device}} for i, (d, device) in enumerate(measured)]
     (folder / "sampling.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [row["number"] for row in results.benchmarks("sampling")] == [2, 1]
+    assert [row["number"] for row in results.benchmarks("sampling", "digits")] == [3]
 
 
 def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
