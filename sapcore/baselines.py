@@ -193,21 +193,23 @@ def reference(
 
 def _normal_like(w: Tensor, seed: int, number: int, layer: int) -> Tensor:
     """Standard normal numbers shaped as a tensor of weights."""
-    if w.device.type == "cpu":
-        flat = noise_cpu.normals(seed, number, layer, w.numel())
-    else:
-        ids, passes = (torch.tensor([i], device=w.device) for i in (0, number))
-        flat = normal(seed, ids, passes, layer, w.numel(), noise_cpu.GAUSSIAN)[0]
-    return flat.to(w.dtype).reshape(w.shape)
+    ids, passes = (torch.tensor([i], device=w.device) for i in (0, number))
+    run = noise_cpu.forward if w.device.type == "cpu" else reference
+    zeros = torch.zeros(1, w.numel(), device=w.device)
+    z, _ = run(zeros, "rna", 1.0, False, seed, ids, passes, layer, want_derivative=False)
+    return z.to(w.dtype).reshape(w.shape)
 
 
 def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     """The weights of convolutions and linear layers by name, in the order of the network; a shared one once."""
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    owners = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
-    if not owners:
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            once.setdefault(id(module.weight), (f"{name}.weight" if name else "weight", module.weight))
+    if not once:
         raise SapcoreError("the network has no convolution and no linear layer whose weights could be changed")
-    return [(f"{name}.weight" if name else "weight", module.weight) for name, module in owners]
+    return list(once.values())
 
 
 class _NoisyWeights(NoisyModel):

@@ -88,14 +88,7 @@ def fig4(frame: pd.DataFrame) -> Figure:
 
 def ece_table(frame: pd.DataFrame) -> Markdown:
     """The expected calibration error in percent with its bootstrap interval: a row per network, a column per eps."""
-    once = frame.drop_duplicates(["series", "eps"])
-    text = once.assign(
-        text=[f"{100 * e:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]"
-              for e, lo, hi in zip(once["ece"], once["ece_low"], once["ece_high"], strict=True)]
-    )  # fmt: skip
-    wide = text.pivot(index="series", columns="eps", values="text").reindex(once["series"].unique())
-    wide.columns = [f"λ = {e:g}" for e in wide.columns]
-    return Markdown(wide.fillna("–").rename_axis("calibration error (%) [95 % interval]").to_markdown())
+    return _with_intervals(frame, ("ece", "ece_low", "ece_high"), "calibration error (%) [95 % interval]")
 
 
 def fig5(frame: pd.DataFrame) -> Figure:
@@ -332,14 +325,17 @@ def benchmark_origin(row: dict[str, Any]) -> Markdown:
 
 def accuracy_table(frame: pd.DataFrame) -> Markdown:
     """Accuracy in percent with its interval: a row per series, a column per eps."""
+    return _with_intervals(frame, ("accuracy", "low", "high"), "accuracy (%) [95 % interval]")
+
+
+def _with_intervals(frame: pd.DataFrame, names: tuple[str, str, str], heading: str) -> Markdown:
+    """Three columns of the frame, a fraction and its interval, as percent: a row per series, a column per eps."""
     frame = frame.drop_duplicates(["series", "eps"])  # dense may be in several panels
-    text = frame.assign(
-        text=[f"{100 * a:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]"
-              for a, lo, hi in zip(frame["accuracy"], frame["low"], frame["high"], strict=True)]
-    )  # fmt: skip
-    wide = text.pivot(index="series", columns="eps", values="text").reindex(frame["series"].unique())
+    numbers = (frame[name] for name in names)
+    text = [f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for a, low, high in zip(*numbers, strict=True)]
+    wide = frame.assign(text=text).pivot(index="series", columns="eps", values="text").reindex(frame["series"].unique())
     wide.columns = [f"λ = {e:g}" for e in wide.columns]
-    return Markdown(wide.fillna("–").rename_axis("accuracy (%) [95 % interval]").to_markdown())
+    return Markdown(wide.fillna("–").rename_axis(heading).to_markdown())
 
 
 def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:

@@ -108,6 +108,7 @@ def noise_rows(workers, h, kind, level, rectify, k0, k1, ids, passes, layer, out
     quarter = (a + 3) // 4
     purpose = u64((DROPOUT if kind == 0 else GAUSSIAN) << 16)
     threshold = u32(min(round(level * 2.0**32), 2.0**32 - 1))
+    std, offset = (f32(1.0), f32(0.0)) if kind == 0 else (f32(level), f32(1.0))
     for worker in prange(workers):
         words = np.empty((4, CHUNK), dtype=np.uint32)
         made = np.empty((4, CHUNK), dtype=np.float32)
@@ -128,30 +129,8 @@ def noise_rows(workers, h, kind, level, rectify, k0, k1, ids, passes, layer, out
                     wanted = derivative[row, low:high] if len(derivative) else out[row, :0]
                     if kind == 1:
                         _write_shifted(h[row, low:high], rectify, made[w], f32(level), out[row, low:high], wanted)
-                    elif kind == 0:
-                        _write_scaled(
-                            h[row, low:high], rectify, made[w], f32(1.0), f32(0.0), out[row, low:high], wanted
-                        )
                     else:
-                        _write_scaled(
-                            h[row, low:high], rectify, made[w], f32(level), f32(1.0), out[row, low:high], wanted
-                        )
-
-
-@njit(nogil=True, cache=True, **FAST)
-def _normals(k0, k1, number, layer, out):
-    quarter = (len(out) + 3) // 4
-    words = np.empty((4, CHUNK), dtype=np.uint32)
-    made = np.empty((4, CHUNK), dtype=np.float32)
-    for start in range(0, quarter, CHUNK):
-        length = min(CHUNK, quarter - start)
-        _fill_words(words, start, length, u64(0), number, u64(layer) | u64(GAUSSIAN << 16), k0, k1)
-        _normal_pairs(words[0, :length], words[1], made[0], made[1])
-        _normal_pairs(words[2, :length], words[3], made[2], made[3])
-        for w in range(4):
-            low = min(len(out), w * quarter + start)
-            high = min(len(out), min((w + 1) * quarter, w * quarter + start + length))
-            out[low:high] = made[w, : high - low]
+                        _write_scaled(h[row, low:high], rectify, made[w], std, offset, out[row, low:high], wanted)
 
 
 def forward(
@@ -178,10 +157,3 @@ def forward(
             _array(out), wanted,
         )  # fmt: skip
     return _like(h, out), None if derivative is None else _like(h, derivative)
-
-
-def normals(seed: int, number: int, layer: int, count: int) -> Tensor:
-    """`randomness.normal` of one example with id 0: float32 (count,)."""
-    out = np.empty(count, dtype=np.float32)
-    _normals(*(u64(word) for word in split_seed(seed)), u64(number), layer, out)
-    return torch.from_numpy(out)

@@ -54,8 +54,8 @@ def test_kernel_and_reference_agree(
             assert torch.equal(found == 0, expected == 0)
 
 
-def test_normal_numbers_of_the_kernel_are_those_of_the_reference() -> None:
-    found = noise_cpu.normals(2**63 + 5, 9, 4, 100_003)
+def test_noise_on_weights_is_normal_noise_of_one_example() -> None:
+    found = baselines._normal_like(torch.empty(100_003), 2**63 + 5, 9, 4)
     expected = normal(2**63 + 5, torch.tensor([0]), torch.tensor([9]), 4, 100_003, noise_cpu.GAUSSIAN)[0]
     assert float((found - expected).abs().max()) < 2e-6
 
@@ -199,6 +199,25 @@ def test_additive_and_multiplicative_noise_on_weights_are_normal(dense: nn.Modul
         values = torch.cat(z)
         assert stats.kstest(values[::7].double().numpy(), "norm").pvalue > 1e-6
         assert abs(float(values.mean())) < 5 / math.sqrt(len(values))
+
+
+def test_a_weight_that_two_layers_share_is_changed_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    network = Tied().eval()
+    noisy = baselines.with_rnw(network, 0.5)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    (weight,) = noisy.weights(4, 2).values()
+    torch.testing.assert_close(noisy(x, seed=4, passes=2), x @ weight.T @ weight.T)
+    pruned = baselines.with_dwp(network, 50)
+    assert int((pruned.second.weight == 0).sum()) == 32  # type: ignore[union-attr,operator]
 
 
 def test_weight_layers_have_noise_of_their_own(dense: nn.Module) -> None:

@@ -27,11 +27,11 @@ def wanted(examples: int = 6) -> list[Cell]:
     return list(dict.fromkeys(cell for figure in FIGURES for cell in cells(figure, s)))
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=os.environ | ONE_THREAD,
-            cwd=Path(__file__).parent.parent, start_new_session=True,
+            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT,
+            env=os.environ | ONE_THREAD | environment, cwd=Path(__file__).parent.parent, start_new_session=True,
         )  # fmt: skip
 
 
@@ -71,8 +71,7 @@ def in_a_process_of_one_thread(folder: Path, *arguments: str) -> subprocess.Pope
     command = ["sapcore.cli", "run", *FIGURES, "--dataset", "digits", "--eps", "0", "3"]
     command += ["--examples", "6", "--passes", "2", *arguments]
     folder.mkdir()
-    os.environ["SAPCORE_RESULTS"] = str(folder / "results")
-    return start(command, folder / "log")
+    return start(command, folder / "log", SAPCORE_RESULTS=str(folder / "results"))
 
 
 def numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
@@ -86,7 +85,6 @@ def test_a_cluster_computes_what_a_serial_run_does_bit_for_bit_although_a_worker
     cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL as soon as the first cells are on disk; each process has one thread."""
-    monkeypatch.setenv("SAPCORE_RESULTS", "")
     address, workers = cluster
     serial = in_a_process_of_one_thread(tmp_path / "serial")
     assert serial.wait(timeout=300) == 0, (tmp_path / "serial" / "log").read_text()

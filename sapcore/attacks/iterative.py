@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import BATCH_SIZE, as_pixels, autocast, count_passes
+from sapcore.evaluation import BATCH_SIZE, as_pixels, count_passes, predict
 from sapcore.randomness import NoisyModel, stream
 
 
@@ -49,7 +49,8 @@ def iterative(
         left = torch.arange(len(x), device=x.device)
         for i in range(steps):
             if stop_at_success and i.bit_count() == 1:
-                left = left[_right(model, x_adv[left], y[left], precision)]
+                found = predict(model, x_adv[left], batch_size=batch_size, precision=precision).argmax(1)
+                left = left[found.to(y.device) == y[left]]
             if not len(left):
                 break
             start, before = (x, x_adv) if len(left) == len(x) else (x[left], as_pixels(x_adv[left], x.device))
@@ -60,10 +61,3 @@ def iterative(
         return x_adv
 
     return in_batches(model, x, y, ids, batch_size, attack)
-
-
-@torch.no_grad()
-def _right(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
-    """Which images a deterministic network gets right, bool (n,)."""
-    with autocast(precision, x.device):
-        return model(x).argmax(1) == y
