@@ -3,7 +3,8 @@
     python benchmarks/attacks.py
 
 All start at the image, and all are given batches of the same size. Theirs run as they come, in float32. Ours is
-measured as it is and with `stop_at_success`, which leaves an image alone as soon as the network errs on it.
+measured as it is and with `stop_at_success`, which leaves an image alone if the network errs on it after 1, 2, 4, ...
+steps.
 """
 
 import warnings

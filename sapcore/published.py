@@ -26,5 +26,5 @@ PUBLISHED = (
             Published(figure, "SAP-100", 1, 0.122, "the paper's text, Sec. 4.1", minus="dense"),
         )
     ),
-    Published("fig3", "ADV", 0, 0.75, "the paper's text, Sec. 4.1, where it is quoted in public"),
+    Published("fig3", "ADV", 0, 0.75, "Sec. 4.1 of the paper, as quoted in public"),
 )
