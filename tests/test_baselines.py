@@ -214,10 +214,10 @@ def test_a_weight_that_two_layers_share_is_changed_once() -> None:
     network = Tied().eval()
     noisy = baselines.with_rnw(network, 0.5)
     x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    (weight,) = noisy.weights(4, 2).values()
+    (weight,) = noisy.weights(4, 2).values()  # type: ignore[operator]
     torch.testing.assert_close(noisy(x, seed=4, passes=2), x @ weight.T @ weight.T)
     pruned = baselines.with_dwp(network, 50)
-    assert int((pruned.second.weight == 0).sum()) == 32  # type: ignore[union-attr,operator]
+    assert int((pruned.second.weight == 0).sum()) == 32  # type: ignore[union-attr]
 
 
 def test_weight_layers_have_noise_of_their_own(dense: nn.Module) -> None:
