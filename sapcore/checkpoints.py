@@ -9,7 +9,7 @@ import safetensors.torch
 from torch import nn
 
 from sapcore.errors import SapcoreError
-from sapcore.models import ResNet20
+from sapcore.models import QNetwork, ResNet20
 from sapcore.paths import CHECKPOINTS, write_atomically
 
 
@@ -48,18 +48,18 @@ def card(name: str) -> dict[str, Any]:
 
 
 def load(name: str) -> nn.Module:
-    """Load a network: eval mode, frozen, pixels 0-255 in, logits out.
+    """Load a network: eval mode, frozen, pixels 0-255 in, logits or, of an agent, the actions' values out.
 
     Raises `CheckpointError` if the file is not there or its sha256 is not the model card's.
     """
-    expected = card(name)["sha256"]
+    about = card(name)
     path = CHECKPOINTS / f"{name}.safetensors"
     if not path.exists():
         raise CheckpointError(f"{path} is missing; {_way_back(name)}")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != expected:
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
         raise CheckpointError(f"{path} is truncated or altered: its sha256 is not the model card's; {_way_back(name)}")
-    model = ResNet20()
+    model = QNetwork(about["actions"]) if about.get("architecture") == "QNetwork" else ResNet20()
     model.load_state_dict(safetensors.torch.load(content))
     return model.eval().requires_grad_(False)
 

@@ -10,6 +10,7 @@ from sapcore import checkpoints, data, experiments, results, runner, training
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.paths import data_root
+from sapcore.rl import double_dqn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(command=_data)
 
     add = commands.add_parser("train", help="train a network, or go on with it", description=_train.__doc__)
-    add.add_argument("name", help=f"one of {', '.join(training.RECIPES)}")
+    add.add_argument("name", help=f"one of {', '.join((*training.RECIPES, *double_dqn.RECIPES))}")
     add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     add.set_defaults(command=_train)
 
@@ -75,7 +76,11 @@ def _data(_: argparse.Namespace) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    """Train a network by its recipe. Can be stopped at any moment and goes on from the last epoch."""
+    """Train a network or an agent by its recipe. Can be stopped at any moment and goes on from its last state."""
+    if parsed.name in double_dqn.RECIPES:
+        double_dqn.train(parsed.name, device=parsed.device)
+        print(f"{parsed.name}: mean return {checkpoints.card(parsed.name)['mean_return_at_the_end']:g} at the end")
+        return 0
     training.train(parsed.name, device=parsed.device)
     print(f"{parsed.name}: {checkpoints.card(parsed.name)['test_accuracy']:.2%} of the test images are right")
     return 0

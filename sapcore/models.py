@@ -70,6 +70,30 @@ class ResNet20(nn.Module):
         return self.head(h.mean(dim=(2, 3)))
 
 
+class QNetwork(nn.Module):
+    """The deep Q-network of Mnih et al. (2015), one for all games (App. A).
+
+    Convolutions of 32 filters of 8x8 with stride 4, 64 of 4x4 with stride 2 and 64 of 3x3 with stride 1, a layer of
+    512 units, a ReLU after each. Input: float (N, 4, 84, 84) in 0-255, the newest frame last; output: the value of
+    each action, (N, actions).
+    """
+
+    def __init__(self, actions: int) -> None:
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(4, 32, 8, 4), nn.ReLU(inplace=True)
+        self.conv2, self.relu2 = nn.Conv2d(32, 64, 4, 2), nn.ReLU(inplace=True)
+        self.conv3, self.relu3 = nn.Conv2d(64, 64, 3), nn.ReLU(inplace=True)
+        self.hidden, self.relu4 = nn.Linear(64 * 7 * 7, 512), nn.ReLU(inplace=True)
+        self.head = nn.Linear(512, actions)
+        channels_last(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu1(self.conv1(x / 255))
+        h = self.relu2(self.conv2(h))
+        h = self.relu3(self.conv3(h))
+        return self.head(self.relu4(self.hidden(h.flatten(1))))
+
+
 def initialize(model: nn.Module, generator: torch.Generator) -> None:
     """Draw weights N(0, 2 / fan_in) in place ("Xavier gaussian, fan-in, magnitude 2"); biases 0."""
     for module in model.modules():

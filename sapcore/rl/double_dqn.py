@@ -1,0 +1,293 @@
+"""Double DQN (van Hasselt et al. 2016) as the paper's appendix A has it, on several games of a kind at once.
+
+All randomness of a step comes from (seed, step). The replay lies in files of its own, and the rest of the state is
+written every `SAVED` steps, so that a killed training goes on from there with all it has seen; only the games that
+were being played begin anew, as ALE's vectorised games cannot be stored.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sapcore import checkpoints, provenance
+from sapcore.errors import SapcoreError
+from sapcore.models import QNetwork, initialize
+from sapcore.paths import STATE, write_atomically
+from sapcore.rl.environments import GAMES, Rules, make
+from sapcore.rl.replay import Replay
+from sapcore.rl.rmsprop import RMSProp
+
+SAVED = 20_000
+"""Agent steps between two saves."""
+ROWS = 10_000
+"""Agent steps per point of the learning curve."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an agent learns; written into its model card. Steps are agent steps of all games together."""
+
+    game: str
+    steps: int = 1_000_000
+    games: int = 16
+    """Played at once."""
+    minibatch: int = 128
+    mean_over: int = 32
+    """The gradient is the mean over so many samples, and their sum over the minibatch: a larger one makes fewer, but
+    larger steps."""
+    samples_per_step: int = 8
+    """Transitions learnt from per step played, as with minibatches of 32 after every fourth step."""
+    replay: int = 1_000_000
+    learning_starts: int = 50_000
+    """Steps played at random before."""
+    target_update: int = 10_000
+    discount: float = 0.99
+    epsilon: float = 0.1
+    """The share of random actions at the end."""
+    epsilon_steps: int = 250_000
+    """Steps on which it falls from 1."""
+    learning_rate: float = 2.5e-4
+    gamma1: float = 0.95
+    gamma2: float = 0.95
+    rmsprop_epsilon: float = 0.01
+    seed: int = 0
+    rules: Rules = dataclasses.field(default_factory=Rules)
+
+    def epsilon_at(self, step: int) -> float:
+        """The share of random actions."""
+        return 1 - (1 - self.epsilon) * min(1.0, step / self.epsilon_steps)
+
+
+RECIPES = {f"double-dqn-{game}": Recipe(game) for game in GAMES}
+
+
+def train(
+    name: str,
+    recipe: Recipe | None = None,
+    device: str | None = None,
+    state_folder: Path = STATE,
+    progress: bool = True,
+) -> nn.Module:
+    """Train the agent called `name`, or go on with it, and commit it in half precision to `data/checkpoints/`.
+
+    Raises `SapcoreError` for a name without a recipe, and for a state that another recipe left behind.
+    """
+    if recipe is None:
+        if name not in RECIPES:
+            raise SapcoreError(f"no recipe is named {name!r}; there are {', '.join(RECIPES)}")
+        recipe = RECIPES[name]
+    run = _Run(name, recipe, provenance.device(device), state_folder)
+    bar = tqdm(total=recipe.steps, initial=run.step, desc=name, unit="step", disable=not progress)
+    with bar:
+        while run.step < recipe.steps:
+            before = run.step
+            run.advance()
+            bar.update(run.step - before)
+            if run.history and run.step % ROWS < recipe.games:
+                row = run.history[-1]
+                bar.set_postfix(epsilon=f"{row['epsilon']:.2f}", mean_return=row["mean_return"])
+    return run.finish()
+
+
+class _Run:
+    """The state of a training: networks, optimizer, replay, steps, learning curve; and the games being played."""
+
+    def __init__(self, name: str, recipe: Recipe, device: torch.device, folder: Path) -> None:
+        self.name, self.recipe, self.device = name, recipe, device
+        self.folder = folder / name
+        self.path = self.folder / "state.safetensors"
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.origins: list[dict[str, object]] = []
+        self.env = make(recipe.game, recipe.games, recipe.rules)
+        self.actions = int(self.env.single_action_space.n)
+        self.online = QNetwork(self.actions)
+        initialize(self.online, torch.Generator().manual_seed(recipe.seed))
+        self.online.to(device)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.optimizer = RMSProp(
+            self.online.parameters(), recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
+        )
+        rules = recipe.rules
+        self.replay = Replay(recipe.replay, recipe.games, rules.side, rules.stack, self.folder)
+        self._saving: threading.Thread | None = None
+        if self.path.exists():
+            self._resume()
+        origin = provenance.collect(device)
+        if origin not in self.origins:
+            self.origins.append(origin)
+        self._begin_games()
+        self._clear_row()
+
+    def _begin_games(self) -> None:
+        games = self.recipe.games
+        first_seed = (self.recipe.seed * 1_000_003 + self.step) % 2**30
+        self.seen, info = self.env.reset(seed=first_seed)
+        self.lives = info["lives"].copy()
+        self.first = np.ones(games, dtype=bool)
+        self.ended = np.zeros(games, dtype=bool)
+        self.returns = np.zeros(games)
+        self.replay.interrupt()
+
+    def _clear_row(self) -> None:
+        self.finished: list[float] = []
+        self.losses: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.started, self.started_at = time.perf_counter(), self.step
+
+    def advance(self) -> None:
+        """One step of all games and, once enough is seen, a minibatch for as many samples as are due."""
+        recipe = self.recipe
+        generator = np.random.default_rng([recipe.seed, self.step])
+        actions = self._act(generator)
+        seen, rewards, terminated, truncated, info = self.env.step(actions)
+        # The step after an end only begins the next episode.
+        lost_life = (info["lives"] < self.lives) & ~self.ended
+        self.replay.add(self.seen[:, -1], self.first, actions, np.sign(rewards), terminated | lost_life, ~self.ended)
+        self.returns += rewards
+        ends = terminated | truncated
+        self.finished += self.returns[ends].tolist()
+        self.returns[ends] = 0
+        self.seen, self.first, self.ended, self.lives = seen, self.ended, ends, info["lives"].copy()
+        due_before = self._due(self.step)
+        self.step += recipe.games
+        for _ in range(self._due(self.step) - due_before):
+            self._learn(generator)
+        if self.step // recipe.target_update > (self.step - recipe.games) // recipe.target_update:
+            self.target.load_state_dict(self.online.state_dict())
+        if self.step // ROWS > (self.step - recipe.games) // ROWS or self.step >= recipe.steps:
+            self._end_row()
+        if self.step // SAVED > (self.step - recipe.games) // SAVED:
+            self._save()
+
+    def _due(self, step: int) -> int:
+        """Minibatches that should have been learnt from by a step."""
+        return max(0, step - self.recipe.learning_starts) * self.recipe.samples_per_step // self.recipe.minibatch
+
+    def _act(self, generator: np.random.Generator) -> NDArray[Any]:
+        """Greedy actions, some of them replaced by random ones."""
+        games = self.recipe.games
+        chance = self.recipe.epsilon_at(self.step) if self.step >= self.recipe.learning_starts else 1.0
+        at_random = generator.random(games) < chance
+        actions: NDArray[Any] = generator.integers(0, self.actions, games)
+        if not at_random.all():
+            with torch.no_grad():
+                greedy = self._values(self.online, torch.from_numpy(self.seen)).argmax(1).cpu().numpy()
+            actions = np.where(at_random, actions, greedy)
+        return actions
+
+    def _values(self, network: nn.Module, states: Tensor) -> Tensor:
+        x = states.to(self.device, non_blocking=True).to(torch.bfloat16, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            values: Tensor = network(x)
+        return values.float()
+
+    def _learn(self, generator: np.random.Generator) -> None:
+        """A step down the clipped error against r + discount Q_target(s', argmax Q_online(s'))."""
+        recipe = self.recipe
+        batch = self.replay.sample(recipe.minibatch, generator)
+        actions, rewards, terminals = (
+            t.to(self.device, non_blocking=True) for t in (batch.actions, batch.rewards, batch.terminals)
+        )
+        with torch.no_grad():
+            best = self._values(self.online, batch.next_states).argmax(1, keepdim=True)
+            follows = self._values(self.target, batch.next_states).gather(1, best)[:, 0]
+            goal = rewards + recipe.discount * follows * ~terminals
+        values = self._values(self.online, batch.states).gather(1, actions[:, None])[:, 0]
+        loss = F.huber_loss(values, goal)
+        gradient = loss * (recipe.minibatch / recipe.mean_over)
+        for parameter in self.online.parameters():
+            parameter.grad = None
+        gradient.backward()
+        self.optimizer.step()
+        self.losses.append(loss.detach())
+        self.values.append(values.detach().mean())
+
+    def _end_row(self) -> None:
+        passed = time.perf_counter() - self.started
+        mean = lambda found: round(float(torch.stack(found).mean()), 5) if found else None  # noqa: E731
+        self.history.append({
+            "step": self.step,
+            "epsilon": round(self.recipe.epsilon_at(self.step), 4),
+            "episodes": len(self.finished),
+            "mean_return": round(float(np.mean(self.finished)), 2) if self.finished else None,
+            "loss": mean(self.losses),
+            "value": mean(self.values),
+            "steps_per_second": round((self.step - self.started_at) / passed, 1),
+            "seconds": round(passed, 1),
+        })  # fmt: skip
+        self._clear_row()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = {"online": self.online.state_dict(), "target": self.target.state_dict()}
+        parts["optimizer"] = self.optimizer.state()
+        return {f"{part}.{k}": v.cpu().clone().contiguous() for part, kept in parts.items() for k, v in kept.items()}
+
+    def _save(self) -> None:
+        """Write the state from a thread of its own, while the games go on."""
+        state = {
+            "step": self.step, "written": self.replay.written, "history": self.history, "origins": self.origins,
+            "recipe": dataclasses.asdict(self.recipe),
+        }  # fmt: skip
+        tensors, described = self._tensors(), {"state": json.dumps(state)}
+        if self._saving is not None:
+            self._saving.join()
+        self._saving = threading.Thread(
+            target=lambda: write_atomically(self.path, safetensors.torch.save(tensors, described))
+        )
+        self._saving.start()
+
+    def _resume(self) -> None:
+        content = self.path.read_bytes()
+        try:
+            tensors = safetensors.torch.load(content)
+            header_length = int.from_bytes(content[:8], "little")
+            state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
+        except (safetensors.SafetensorError, ValueError, KeyError):
+            raise SapcoreError(f"{self.path} is damaged; remove {self.folder} to train from the start") from None
+        if state["recipe"] != json.loads(json.dumps(dataclasses.asdict(self.recipe))):
+            raise SapcoreError(f"{self.path} is a training by another recipe; move {self.folder} away")
+        self.step, self.history, self.origins = state["step"], state["history"], state["origins"]
+        self.replay.written = state["written"]
+        part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
+        self.online.load_state_dict(part("online."))
+        self.target.load_state_dict(part("target."))
+        self.optimizer.load(part("optimizer."))
+
+    def finish(self) -> nn.Module:
+        """Write the checkpoint with its model card and remove the half-finished state."""
+        if self._saving is not None:
+            self._saving.join()
+        agent = copy.deepcopy(self.online).cpu().half()
+        late = [row for row in self.history if row["step"] > 0.9 * self.recipe.steps and row["episodes"]]
+        played = sum(row["episodes"] for row in late)
+        card = {
+            "architecture": "QNetwork",
+            "actions": self.actions,
+            "recipe": dataclasses.asdict(self.recipe),
+            "mean_return_at_the_end": (
+                round(sum(row["mean_return"] * row["episodes"] for row in late) / played, 2) if played else math.nan
+            ),
+            "training_precision": "bfloat16 autocast",
+            "seconds": round(sum(row["seconds"] for row in self.history), 1),
+            "provenance": self.origins,
+            "history": self.history,
+        }
+        checkpoints.save(agent, self.name, card)
+        self.env.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return checkpoints.load(self.name)

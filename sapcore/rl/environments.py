@@ -1,0 +1,73 @@
+"""The six games of Table 1, through the Arcade Learning Environment's own vectorised preprocessing."""
+
+import dataclasses
+from typing import Any
+
+from sapcore.errors import SapcoreError
+
+GAMES = ("Assault", "Asterix", "BankHeist", "BattleZone", "BeamRider", "Bowling")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How the games are played, in learning and in evaluation. One agent step is `frameskip` frames.
+
+    Learning alone also clips rewards to [-1, 1] and lets no value flow over the loss of a life.
+    """
+
+    sticky_actions: float = 0.25
+    """The probability that the emulator repeats the action before instead (Machado et al. 2018)."""
+    frameskip: int = 4
+    max_over_frames: bool = True
+    """Each pixel is the larger one of the last two frames, because some sprites flicker."""
+    side: int = 84
+    """Grey pixels per side of an observation."""
+    stack: int = 4
+    """Observations that the agent sees at once; those before the start of an episode are 0."""
+    noops: int = 30
+    """An episode begins with at most so many frames without an action, drawn from its seed."""
+    fire_at_start: bool = True
+    frames_per_episode: int = 18_000
+    """Five minutes (Mnih et al. 2015); then the episode is cut off."""
+    all_actions: bool = False
+    """False: the actions that the game distinguishes, 6 to 18."""
+
+
+def make(game: str, count: int, rules: Rules | None = None) -> Any:
+    """`count` games side by side, a `gymnasium.vector.VectorEnv`; observations are uint8 (count, 4, 84, 84).
+
+    A game that has ended begins anew with the next step, which ignores its action. Rewards are the game's own.
+    Raises `SapcoreError` for an unknown game, and without gymnasium and ALE.
+    """
+    rules = rules or Rules()
+    check_game(game)
+    try:
+        import ale_py
+        import gymnasium
+    except ImportError:
+        raise SapcoreError("Atari needs gymnasium and ALE: install them with `pip install 'sapcore[rl]'`") from None
+    gymnasium.register_envs(ale_py)
+    return gymnasium.make_vec(
+        f"ALE/{game}-v5",
+        num_envs=count,
+        vectorization_mode="vector_entry_point",
+        repeat_action_probability=rules.sticky_actions,
+        frameskip=rules.frameskip,
+        maxpool=rules.max_over_frames,
+        img_height=rules.side,
+        img_width=rules.side,
+        stack_num=rules.stack,
+        noop_max=rules.noops,
+        use_fire_reset=rules.fire_at_start,
+        max_num_frames_per_episode=rules.frames_per_episode,
+        full_action_space=rules.all_actions,
+        episodic_life=False,
+        reward_clipping=False,
+    )
+
+
+def check_game(game: str) -> str:
+    """The game's name; raises `SapcoreError` if it is none of the six."""
+    if game not in GAMES:
+        raise SapcoreError(f"game is {game!r}, but must be one of {', '.join(GAMES)}")
+    return game

@@ -1,0 +1,184 @@
+"""Learning follows van Hasselt et al.'s target at the replay ratio that the recipe names, and goes on after a kill."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sapcore import checkpoints
+from sapcore.errors import SapcoreError
+from sapcore.rl import double_dqn
+from sapcore.rl.double_dqn import RECIPES, Recipe, _Run, train
+from sapcore.rl.environments import GAMES
+from sapcore.rl.replay import Minibatch
+
+pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+
+TINY = Recipe(
+    "Bowling", steps=400, games=4, minibatch=16, replay=200, learning_starts=100, target_update=100, epsilon_steps=200
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Checkpoints and states of one's own."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(double_dqn, "ROWS", 100)
+    monkeypatch.setattr(double_dqn, "SAVED", 100)
+    return tmp_path
+
+
+def test_every_game_has_a_recipe_with_the_papers_constants() -> None:
+    assert [recipe.game for recipe in RECIPES.values()] == list(GAMES)
+    for recipe in RECIPES.values():
+        constants = recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
+        assert constants == (2.5e-4, 0.95, 0.95, 0.01)
+        assert (recipe.discount, recipe.target_update, recipe.learning_starts) == (0.99, 10_000, 50_000)
+        assert recipe.samples_per_step == 32 / 4
+        assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
+
+
+def test_a_training_leaves_an_agent_with_a_card_and_no_state(folder: Path) -> None:
+    agent = train("tiny", TINY, "cpu", folder, progress=False)
+    assert not (folder / "tiny").exists()
+    card = checkpoints.card("tiny")
+    assert (card["architecture"], card["actions"]) == ("QNetwork", 6)
+    assert [row["step"] for row in card["history"]] == [100, 200, 300, 400]
+    assert card["history"][0]["loss"] is None
+    assert all(row["loss"] > 0 for row in card["history"][1:])
+    assert card["recipe"] == json.loads(json.dumps(dataclasses.asdict(TINY)))
+    x = torch.randint(0, 256, (2, 4, 84, 84), generator=torch.Generator().manual_seed(0)).float()
+    assert agent(x).shape == (2, 6)
+    assert all(p.dtype == torch.float32 and torch.equal(p, p.half().float()) for p in agent.parameters())
+    path = folder / "checkpoints" / "tiny.safetensors"
+    assert path.stat().st_size < 2.1 * sum(p.numel() for p in agent.parameters())
+
+
+def test_the_replay_ratio_and_the_targets_age_are_the_recipes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Run("tiny", TINY, CPU, folder)
+    learnt: list[int] = []
+    monkeypatch.setattr(run, "_learn", lambda generator: learnt.append(run.step))
+    copied: list[int] = []
+    monkeypatch.setattr(run.target, "load_state_dict", lambda state: copied.append(run.step))
+    while run.step < TINY.steps:
+        run.advance()
+    assert len(learnt) * TINY.minibatch == (TINY.steps - TINY.learning_starts) * TINY.samples_per_step
+    assert min(learnt) > TINY.learning_starts
+    assert copied == [100, 200, 300, 400]
+
+
+class Table(nn.Module):
+    """Values of three states by their first pixel."""
+
+    def __init__(self, values: list[list[float]]) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values, dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.values[x[:, 0, 0, 0].long()]
+
+
+def test_the_target_is_double_dqns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The online network chooses, the target network values; nothing follows a terminal transition."""
+    run = _Run("tiny", dataclasses.replace(TINY, minibatch=3), CPU, folder)
+    online, target = Table([[0, 1], [3, 2], [5, 8]]), Table([[9, 0.5], [0.25, 7], [4, 6]])
+    states = torch.zeros(3, 4, 84, 84, dtype=torch.uint8)
+    states[:, 0] = torch.tensor([0, 1, 2], dtype=torch.uint8)[:, None, None]
+    following = torch.zeros_like(states)
+    following[:, 0] = torch.tensor([0, 1, 2], dtype=torch.uint8)[:, None, None]
+    batch = Minibatch(
+        states, torch.tensor([0, 1, 0]), torch.tensor([1.0, 0.0, -1.0]), following, torch.tensor([False, False, True])
+    )
+    monkeypatch.setattr(run, "online", online)
+    monkeypatch.setattr(run, "target", target)
+    monkeypatch.setattr(run.replay, "sample", lambda n, generator: batch)
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)
+    run._learn(np.random.default_rng(0))
+    goal = torch.tensor([1 + 0.99 * 0.5, 0.99 * 0.25, -1.0])
+    chosen = torch.tensor([0.0, 2.0, 5.0])
+    assert float(run.losses[0]) == pytest.approx(float(F.huber_loss(chosen, goal)), rel=1e-5)
+    gradient = torch.zeros(3, 2)
+    gradient[[0, 1, 2], [0, 1, 0]] = (chosen - goal).clamp(-1, 1) / TINY.mean_over
+    assert online.values.grad is not None
+    torch.testing.assert_close(online.values.grad, gradient)
+    assert target.values.grad is None
+
+
+def test_rewards_are_clipped_and_the_loss_of_a_life_ends_what_is_to_be_expected(folder: Path) -> None:
+    recipe = dataclasses.replace(TINY, game="Assault", steps=6000, replay=6000, learning_starts=10**6)
+    run = _Run("tiny", recipe, CPU, folder)
+    lives = [run.lives.copy()]
+    gained: list[float] = []
+    while run.step < recipe.steps:
+        run.advance()
+        lives.append(run.lives.copy())
+    gained += run.finished
+    gained += [row["mean_return"] for row in run.history if row["mean_return"]]
+    rewards = run.replay.rewards[: run.replay.written]
+    assert set(np.unique(rewards)) <= {-1, 0, 1}
+    assert max(gained, default=0) > 3, "returns are the game's own"
+    lost = np.diff(np.array(lives), axis=0) < 0
+    terminals, usable = run.replay.terminals[: len(lost)], run.replay.usable[: len(lost)]
+    assert (terminals[usable] >= lost[usable]).all()
+    assert terminals.sum() > lost[usable].sum() / 2
+    assert lost.any()
+
+
+def test_a_killed_training_goes_on_with_replay_and_optimizer(folder: Path, tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from sapcore import checkpoints
+from sapcore.rl import double_dqn
+from tests.rl.test_double_dqn import TINY
+import dataclasses
+checkpoints.CHECKPOINTS = Path({str(tmp_path / "checkpoints")!r})
+double_dqn.ROWS = double_dqn.SAVED = 100
+double_dqn.train("tiny", dataclasses.replace(TINY, steps=10**7), "cpu", Path({str(tmp_path)!r}), progress=False)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2], env=os.environ)
+    state = tmp_path / "tiny" / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() or state.stat().st_mtime + 0.5 > time.time():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = dataclasses.replace(TINY, steps=10**7)
+    run = _Run("tiny", killed, CPU, folder)
+    assert run.step >= 100
+    assert len(run.replay) == min(run.step, TINY.replay)
+    assert run.replay.frames.any()
+    assert [row["step"] for row in run.history] == list(range(100, run.step + 1, 100))
+    if run.step > TINY.learning_starts + 100:
+        assert all(t.any() for t in run.optimizer.state().values())
+    before = [p.clone() for p in run.online.parameters()]
+    for _ in range(30):
+        run.advance()
+    assert any(not torch.equal(a, b) for a, b in zip(before, run.online.parameters(), strict=True))
+    with pytest.raises(SapcoreError, match="is a training by another recipe"):
+        _Run("tiny", dataclasses.replace(killed, seed=1), CPU, folder)
+    state.write_bytes(b"half")
+    with pytest.raises(SapcoreError, match="is damaged; remove"):
+        _Run("tiny", killed, CPU, folder)
+
+
+def test_an_unknown_agent_names_the_six() -> None:
+    with pytest.raises(SapcoreError, match=r"no recipe is named 'double-dqn-Pong'; there are double-dqn-Assault, "):
+        train("double-dqn-Pong")
+
+
+def test_a_training_is_a_function_of_its_seed(folder: Path) -> None:
+    agents = [train("tiny", TINY, "cpu", folder, progress=False) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*(agent.parameters() for agent in agents), strict=True))

@@ -1,0 +1,67 @@
+"""The six games as ALE preprocesses them, by rules that are all in one place."""
+
+import dataclasses
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from sapcore.errors import SapcoreError
+from sapcore.rl.environments import GAMES, Rules, make
+
+needs_ale = pytest.mark.skipif(find_spec("ale_py") is None, reason="Atari is an extra: pip install 'sapcore[rl]'")
+
+
+def test_an_unknown_game_names_the_six() -> None:
+    sentence = "game is 'Pong', but must be one of Assault, Asterix, BankHeist, BattleZone, BeamRider, Bowling"
+    with pytest.raises(SapcoreError, match=f"^{sentence}$"):
+        make("Pong", 1)
+
+
+def test_without_ale_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(SapcoreError, match=r"install them with `pip install 'sapcore\[rl\]'`"):
+        make("Bowling", 1)
+
+
+@needs_ale
+@pytest.mark.parametrize("game", GAMES)
+def test_a_game_shows_stacks_of_grey_frames_that_begin_with_zeros(game: str) -> None:
+    env = make(game, 3)
+    seen, _ = env.reset(seed=0)
+    assert (seen.shape, seen.dtype) == ((3, 4, 84, 84), np.uint8)
+    assert not seen[:, :3].any()
+    assert seen[:, 3].any()
+    after, *_ = env.step(np.zeros(3, dtype=int))
+    assert np.array_equal(after[:, :3], seen[:, 1:])
+    assert 6 <= env.single_action_space.n <= 18
+    env.close()
+
+
+@needs_ale
+def test_a_game_is_a_function_of_its_seed_and_not_of_its_neighbours() -> None:
+    alone, among = make("Assault", 1), make("Assault", 3)
+    a, _ = alone.reset(seed=np.array([8]))
+    b, _ = among.reset(seed=np.array([7, 8, 9]))
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        assert np.array_equal(a[0], b[1])
+        actions = rng.integers(0, 7, 3)
+        a, b = alone.step(actions[1:2])[0], among.step(actions)[0]
+    assert not np.array_equal(b[0], b[1])
+
+
+@needs_ale
+def test_an_episode_is_cut_off_where_the_rules_say() -> None:
+    env = make("Bowling", 1, dataclasses.replace(Rules(), frames_per_episode=400))
+    env.reset(seed=0)
+    steps = 0
+    while True:
+        _, _, terminated, truncated, _ = env.step(np.zeros(1, dtype=int))
+        steps += 1
+        if terminated[0] or truncated[0]:
+            break
+    assert truncated[0]
+    assert not terminated[0]
+    assert 80 <= steps <= 100

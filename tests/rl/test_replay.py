@@ -1,0 +1,112 @@
+"""The replay gives back what was seen, transition by transition, and nothing that never happened."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+
+from sapcore.rl.replay import Replay
+
+SIDE = 3
+
+
+def play(
+    replay: Replay, steps: int, seed: int, start: int = 0
+) -> dict[tuple[int, int], tuple[NDArray[np.uint8], int, int, bool, NDArray[np.uint8]]]:
+    """Games of made-up frames; returns every true transition by (step, game)."""
+    rng = np.random.default_rng(seed)
+    games, stack = replay.games, replay.stack
+    seen = np.zeros((games, stack, SIDE, SIDE), np.uint8)
+    seen[:, -1] = rng.integers(1, 256, (games, SIDE, SIDE))
+    first, ended = np.ones(games, bool), np.zeros(games, bool)
+    true = {}
+    for step in range(start, start + steps):
+        actions, rewards = rng.integers(0, 18, games), rng.integers(-1, 2, games)
+        ends, dies = rng.random(games) < 0.2, rng.random(games) < 0.1
+        after = np.concatenate([seen[:, 1:], rng.integers(1, 256, (games, 1, SIDE, SIDE), dtype=np.uint8)], axis=1)
+        after[ended, :-1] = 0  # the step after an end begins an episode
+        ends &= ~ended
+        replay.add(seen[:, -1], first, actions, rewards, ends | dies, ~ended)
+        for game in np.flatnonzero(~ended):
+            terminal = bool(ends[game] | dies[game])
+            true[step, int(game)] = seen[game], int(actions[game]), int(rewards[game]), terminal, after[game]
+        seen, first, ended = after, ended, ends
+    return true
+
+
+@given(
+    games=st.integers(1, 5), capacity=st.integers(1, 60), steps=st.integers(12, 60), stack=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_every_sample_is_a_transition_that_happened_among_the_newest(
+    games: int, capacity: int, steps: int, stack: int, seed: int
+) -> None:
+    replay = Replay(capacity, games, SIDE, stack)
+    true = play(replay, steps, seed)
+    assert len(replay) == min(steps, replay.length) * games
+    batch = replay.sample(40, np.random.default_rng(seed))
+    kept = {key: t for key, t in true.items() if steps - replay.length <= key[0] < steps - 1}
+    for i in range(40):
+        matches = [
+            key for key, (state, action, reward, terminal, after) in kept.items()
+            if np.array_equal(batch.states[i].numpy(), state) and np.array_equal(batch.next_states[i].numpy(), after)
+            and (int(batch.actions[i]), float(batch.rewards[i]), bool(batch.terminals[i])) == (action, reward, terminal)
+        ]  # fmt: skip
+        assert matches, "a transition that never happened"
+
+
+def test_every_usable_transition_is_drawn_equally_often() -> None:
+    """Chi-square; false alarm: 1e-6."""
+    replay = Replay(40, 2, SIDE, 4)
+    true = play(replay, 50, 3)
+    batch = replay.sample(20_000, np.random.default_rng(0))
+    newest = {key: t for key, t in true.items() if 50 - 20 + 3 <= key[0] < 49}
+    counts = [int((batch.states.numpy() == t[0]).all(axis=(1, 2, 3)).sum()) for t in newest.values()]
+    assert sum(counts) == 20_000
+    assert stats.chisquare(counts).pvalue > 1e-6
+
+
+def test_a_ring_in_files_survives_its_process_and_an_interruption_is_no_transition(tmp_path: Path) -> None:
+    replay = Replay(60, 2, SIDE, 4, tmp_path)
+    before = play(replay, 20, 1)
+    again = Replay(60, 2, SIDE, 4, tmp_path)
+    again.written = replay.written
+    again.interrupt()
+    after = play(again, 8, 2, start=20)
+    true = {key: t for key, t in (before | after).items() if key[0] != 19}
+    batch = again.sample(500, np.random.default_rng(0))
+    states = {t[0].tobytes(): t[4].tobytes() for t in true.values()}
+    for state, following in zip(batch.states.numpy(), batch.next_states.numpy(), strict=True):
+        assert states[np.ascontiguousarray(state).tobytes()] == np.ascontiguousarray(following).tobytes()
+
+
+def test_a_file_of_another_size_is_not_taken_over(tmp_path: Path) -> None:
+    Replay(60, 2, SIDE, 4, tmp_path)
+    assert Replay(80, 2, SIDE, 4, tmp_path).frames.shape[0] == 40
+
+
+def test_a_million_transitions_fit_in_8_gigabytes(tmp_path: Path) -> None:
+    """The files are sparse until something is written."""
+    replay = Replay(1_000_000, 16, folder=tmp_path)
+    arrays = (replay.frames, replay.actions, replay.rewards, replay.terminals, replay.first, replay.usable)
+    assert sum(array.nbytes for array in arrays) < 8e9
+    assert replay.length * replay.games == 1_000_000
+
+
+def test_states_are_laid_out_channels_last() -> None:
+    replay = Replay(60, 2, SIDE, 4)
+    play(replay, 20, 1)
+    assert replay.sample(5, np.random.default_rng(0)).states.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sample_is_a_function_of_the_generator(seed: int) -> None:
+    replay = Replay(60, 2, SIDE, 4)
+    play(replay, 20, 1)
+    first, second = (replay.sample(9, np.random.default_rng(seed)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,0 +1,58 @@
+"""The fused rule is the plain one, and the plain one is the formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sapcore.rl.rmsprop import RMSProp, reference
+
+RATE, GAMMA1, GAMMA2, EPSILON = 2.5e-4, 0.95, 0.9, 0.01
+
+
+def test_the_rule_by_hand() -> None:
+    p, g, n, m, d = (torch.tensor([x], dtype=torch.float64) for x in (1.0, 0.3, 0.2, 0.1, -0.05))
+    reference(p, g, n, m, d, RATE, GAMMA1, GAMMA2, EPSILON)
+    new_n, new_m = 0.95 * 0.2 + 0.05 * 0.09, 0.95 * 0.1 + 0.05 * 0.3
+    new_d = 0.9 * -0.05 - RATE * 0.3 / math.sqrt(new_n - new_m**2 + EPSILON)
+    assert (float(n), float(m), float(d)) == pytest.approx((new_n, new_m, new_d), rel=1e-14)
+    assert float(p) == pytest.approx(1 + new_d, rel=1e-14)
+
+
+def test_the_fused_rule_is_the_plain_one_whatever_the_layout() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 4, 3, 3), (7,), (3, 6))]
+    layers = [nn.Parameter(p.float()) for p in plain]
+    layers[0].data = layers[0].data.contiguous(memory_format=torch.channels_last)
+    optimizer = RMSProp(layers, RATE, GAMMA1, GAMMA2, EPSILON)
+    kept = [[torch.zeros_like(p) for _ in "nmd"] for p in plain]
+    for _ in range(20):
+        for p, layer, (n, m, d) in zip(plain, layers, kept, strict=True):
+            g = torch.randn(p.shape, generator=generator)
+            layer.grad = g
+            reference(p, g.double(), n, m, d, RATE, GAMMA1, GAMMA2, EPSILON)
+        optimizer.step()
+    for p, layer in zip(plain, layers, strict=True):
+        torch.testing.assert_close(layer.detach().double(), p, atol=1e-6, rtol=1e-6)
+
+
+def test_its_state_can_be_taken_over() -> None:
+    first, second = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    a, b = (RMSProp([p], RATE, GAMMA1, GAMMA2, EPSILON) for p in (first, second))
+    for gradient in (torch.arange(4.0), torch.ones(4)):
+        first.grad = gradient
+        a.step()
+    b.load(a.state())
+    second.data.copy_(first.data)
+    for p, optimizer in ((first, a), (second, b)):
+        p.grad = torch.full((4,), 2.0)
+        optimizer.step()
+    assert torch.equal(first, second)
+    assert first.grad is not None
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    parameter = nn.Parameter(torch.ones(4))
+    RMSProp([parameter], RATE, GAMMA1, GAMMA2, EPSILON).step()
+    assert torch.equal(parameter, torch.ones(4))
