@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 from sapcore.paths import ROOT, STATE
+from sapcore.rl import double_dqn
 from sapcore.training import RECIPES
 
-BENCHMARKS = ("sampling", "network", "attacks", "eot", "training", "scaling")
+BENCHMARKS = ("sampling", "network", "attacks", "eot", "training", "double_dqn", "scaling")
 NEW = ("data/benchmarks", "data/results", "data/checkpoints")
 
 
@@ -29,7 +30,7 @@ def steps() -> dict[str, list[str]]:
     python = [sys.executable]
     commands = {"tests": [*python, "-m", "pytest", "-q", "tests/sap/test_gpu.py"]}
     commands |= {name: [*python, f"benchmarks/{name}.py"] for name in BENCHMARKS}
-    for name in RECIPES:
+    for name in (*RECIPES, *double_dqn.RECIPES):
         if not (ROOT / "data" / "checkpoints" / f"{name}.safetensors").exists():
             commands[f"train-{name}"] = [*python, "-m", "sapcore.cli", "train", name]
     return commands | {"cells": [*python, "-m", "sapcore.cli", "run"]}
@@ -53,12 +54,14 @@ def _environment() -> dict[str, str]:
 
 
 def pack(out: Path) -> None:
-    """What the repository gains, and the half-finished trainings, in one file."""
+    """What the repository gains, and the half-finished trainings without their replays, in one file."""
     temporary = out / ".results.tar"
     with tarfile.open(temporary, "w") as tar:
         for name in (*NEW, STATE.name):
             if (ROOT / name).exists():
-                tar.add(ROOT / name, arcname=name)
+                tar.add(
+                    ROOT / name, arcname=name, filter=lambda member: None if member.name.endswith(".npy") else member
+                )
     temporary.replace(out / "results.tar")
 
 

@@ -22,17 +22,21 @@ from sapcore.paths import ROOT
 PERCENTILES = (20, 50, 80)
 
 
-def arguments(description: str | None, **defaults: int) -> argparse.Namespace:
-    """The options of a benchmark: --device, --dataset, and a whole number for each of `defaults`."""
+def arguments(description: str | None, game: str = "", **defaults: int) -> argparse.Namespace:
+    """The options of a benchmark: --device, --dataset unless it plays a game, and a whole number for each of `defaults`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--device", default=None, help="cpu or cuda; CUDA where there is one")
-    parser.add_argument("--dataset", default="cifar10", choices=data.DATASETS)
+    if not game:
+        parser.add_argument("--dataset", default="cifar10", choices=data.DATASETS)
     parser.add_argument("--rows", type=Path, default=ROOT / "data" / "benchmarks", help="where the row is appended")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     found = parser.parse_args()
     try:
         found.device = provenance.device(found.device)
+        if game:
+            found.dataset = game
+            return found
         data.load(found.dataset, "test")
         checkpoints.load(f"resnet20-{found.dataset}")
     except SapcoreError as error:

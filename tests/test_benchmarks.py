@@ -20,6 +20,7 @@ TINY = {
     "attacks": ["--rounds", "1", "--examples", "4", "--steps", "2"],
     "eot": ["--rounds", "1", "--examples", "2", "--steps", "1", "--passes", "2"],
     "training": ["--rounds", "1", "--examples", "64"],
+    "double_dqn": ["--rounds", "1", "--steps", "16", "--most", "10000"],
 }
 RATIOS = {
     "sampling": "times_faster",
@@ -27,12 +28,14 @@ RATIOS = {
     "attacks": "times_faster",
     "eot": "times_faster",
     "training": "times_faster",
+    "double_dqn": "times_faster",
 }
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_prints_a_table_and_appends_a_row(name: str, tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--dataset", "digits", "--device", "cpu"]
+    script = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--device", "cpu"]
+    script += [] if name == "double_dqn" else ["--dataset", "digits"]
     done = subprocess.run([*script, "--rows", str(tmp_path), *TINY[name]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (line,) = (tmp_path / f"{name}.jsonl").read_text().splitlines()

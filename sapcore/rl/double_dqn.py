@@ -261,6 +261,8 @@ class _Run:
             raise SapcoreError(f"{self.path} is damaged; remove {self.folder} to train from the start") from None
         if state["recipe"] != json.loads(json.dumps(dataclasses.asdict(self.recipe))):
             raise SapcoreError(f"{self.path} is a training by another recipe; move {self.folder} away")
+        if not self.replay.found:
+            raise SapcoreError(f"{self.folder} has lost its replay; remove it to train from the start")
         self.step, self.history, self.origins = state["step"], state["history"], state["origins"]
         self.replay.written = state["written"]
         part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731

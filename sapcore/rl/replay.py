@@ -32,6 +32,7 @@ class Replay:
     """
 
     def __init__(self, capacity: int, games: int, side: int = 84, stack: int = 4, folder: Path | None = None) -> None:
+        self.found = folder is not None and (folder / "frames.npy").exists()
         self.length, self.games, self.stack = max(capacity // games, stack + 2), games, stack
         self.written = 0
         shape = (self.length, games)

@@ -169,6 +169,9 @@ double_dqn.train("tiny", dataclasses.replace(TINY, steps=10**7), "cpu", Path({st
     assert any(not torch.equal(a, b) for a, b in zip(before, run.online.parameters(), strict=True))
     with pytest.raises(SapcoreError, match="is a training by another recipe"):
         _Run("tiny", dataclasses.replace(killed, seed=1), CPU, folder)
+    (tmp_path / "tiny" / "frames.npy").unlink()
+    with pytest.raises(SapcoreError, match="has lost its replay; remove it"):
+        _Run("tiny", killed, CPU, folder)
     state.write_bytes(b"half")
     with pytest.raises(SapcoreError, match="is damaged; remove"):
         _Run("tiny", killed, CPU, folder)

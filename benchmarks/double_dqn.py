@@ -1,0 +1,83 @@
+"""Learning to play: agent steps per second of our Double DQN against stable-baselines3's DQN.
+
+    python benchmarks/double_dqn.py
+
+The same game and the same replay ratio of 8 samples per step. Theirs runs as its documentation has it: one game,
+a minibatch of 32 after every fourth step, float32, and the plain DQN target, which takes one forward pass less. Then
+what a step of ours costs with ever more transitions in the replay, which are copies of those that were played.
+"""
+
+import dataclasses
+import tempfile
+import warnings
+from pathlib import Path
+
+import ale_py
+import gymnasium
+from common import alternate, arguments, percentiles, report, seconds_of
+
+from sapcore.rl.double_dqn import Recipe, _Run
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+GAME = "Assault"
+gymnasium.register_envs(ale_py)
+
+
+def advance(run: _Run, steps: int) -> None:
+    goal = run.step + steps
+    while run.step < goal:
+        run.advance()
+
+
+def fill(run: _Run, transitions: int) -> None:
+    """Copy what was played until the replay holds so many."""
+    replay, played = run.replay, run.replay.written
+    slots = transitions // replay.games
+    for array in (replay.frames, replay.first, replay.actions, replay.rewards, replay.terminals, replay.usable):
+        for start in range(played, slots, played):
+            stop = min(start + played, slots)
+            array[start:stop] = array[: stop - start]
+    replay.written = slots
+
+
+def main() -> None:
+    options = arguments(__doc__, GAME, rounds=5, steps=1008, most=1_000_000)
+    device, least = options.device, 10_000
+    recipe = dataclasses.replace(Recipe(GAME), replay=max(options.most, least), learning_starts=1600, steps=10**9)
+    theirs = DQN(
+        "CnnPolicy", VecFrameStack(make_atari_env(f"ALE/{GAME}-v5", n_envs=1, seed=0), 4), buffer_size=10_000,
+        learning_starts=100, batch_size=32, train_freq=4, gradient_steps=1, target_update_interval=recipe.target_update,
+        exploration_fraction=1e-4, device=device,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        ours = _Run("benchmark", recipe, device, Path(folder))
+        advance(ours, recipe.learning_starts)
+        theirs.learn(200)
+        candidates = {
+            "ours, Double DQN, bfloat16": lambda: advance(ours, options.steps),
+            "stable-baselines3, DQN, float32": lambda: theirs.learn(options.steps, reset_num_timesteps=False),
+        }
+        seconds = alternate(candidates, options.rounds, device)
+        table: list[dict[str, object]] = [
+            {"agent": name, **percentiles(options.steps / seconds[name]), "unit": "steps/s"} for name in candidates
+        ]
+        sizes = [size for size in (10_000, 100_000, 1_000_000) if size <= options.most]
+        for size in sizes:
+            fill(ours, size)
+            advance(ours, 160)
+            times = [seconds_of(lambda: advance(ours, options.steps), device) for _ in range(options.rounds)]
+            table.append(
+                {"agent": f"ours, {size:,} transitions in the replay"}
+                | percentiles(options.steps / t for t in times) | {"unit": "steps/s"}
+            )  # fmt: skip
+    ratios = seconds.iloc[:, 1] / seconds.iloc[:, 0]
+    report("double_dqn", options, table, steps=options.steps, times_faster=percentiles(ratios))
+
+
+if __name__ == "__main__":
+    main()
