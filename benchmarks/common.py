@@ -23,7 +23,7 @@ PERCENTILES = (20, 50, 80)
 
 
 def arguments(description: str | None, game: str = "", **defaults: int) -> argparse.Namespace:
-    """The options of a benchmark: --device, --dataset unless it plays a game, and a whole number for each of `defaults`."""
+    """The options of a benchmark: --device, --dataset if it plays no game, and whole numbers named by `defaults`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--device", default=None, help="cpu or cuda; CUDA where there is one")
     if not game:

@@ -88,10 +88,14 @@ class QNetwork(nn.Module):
         channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """The 512 units before the values."""
         h = self.relu1(self.conv1(x / 255))
         h = self.relu2(self.conv2(h))
         h = self.relu3(self.conv3(h))
-        return self.head(self.relu4(self.hidden(h.flatten(1))))
+        return self.relu4(self.hidden(h.flatten(1)))
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:

@@ -190,11 +190,13 @@ class _Run:
             actions = np.where(at_random, actions, greedy)
         return actions
 
-    def _values(self, network: nn.Module, states: Tensor) -> Tensor:
+    def _values(self, network: QNetwork, states: Tensor) -> Tensor:
+        """In bfloat16 but for the last layer: values of actions differ by less than its digits."""
         x = states.to(self.device, non_blocking=True).to(torch.bfloat16, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            values: Tensor = network(x)
-        return values.float()
+            features = network.features(x)
+        values: Tensor = network.head(features.float())
+        return values
 
     def _learn(self, generator: np.random.Generator) -> None:
         """A step down the clipped error against r + discount Q_target(s', argmax Q_online(s'))."""

@@ -85,8 +85,11 @@ class Table(nn.Module):
         super().__init__()
         self.values = nn.Parameter(torch.tensor(values, dtype=torch.float32))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.values[x[:, 0, 0, 0].long()]
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0, 0, 0]
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.values[x.long()]
 
 
 def test_the_target_is_double_dqns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
