@@ -10,7 +10,7 @@ from sapcore import checkpoints, data, experiments, results, runner, training
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.paths import data_root
-from sapcore.rl import double_dqn
+from sapcore.rl import double_dqn, environments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         add.add_argument("--eps", type=float, nargs="+", help="perturbations in pixel units, 0-255")
         add.add_argument("--examples", type=int, help="test images per cell")
         add.add_argument("--passes", type=int, help="Monte Carlo passes of gradient and output")
+        add.add_argument("--game", help=f"{', '.join(environments.GAMES)}; of Table 1, default all")
+        add.add_argument("--episodes", type=int, help="episodes per cell of Table 1")
         add.add_argument("--seed", type=int, default=0)
         if name != "status":
             add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
@@ -93,12 +95,16 @@ def _run(parsed: argparse.Namespace) -> int:
     listed, untrained = _listed(parsed)
     wanted: dict[tuple[str, ...], dict[results.Cell, None]] = {}
     for figure, cells in listed.items():
-        wanted.setdefault(experiments.ALSO.get(figure, ()), {}).update(dict.fromkeys(cells))
+        computable = [cell for cell in cells if cell.computable]
+        wanted.setdefault(experiments.ALSO.get(figure, ()), {}).update(dict.fromkeys(computable))
     failed = []
     for also, cells_of in wanted.items():
         failed += runner.run(
             list(cells_of), parsed.device, workers=parsed.workers, scheduler=parsed.scheduler, also=also
         )
+    for name in dict.fromkeys(cell.checkpoint for cells in listed.values() for cell in cells if not cell.computable):
+        untrained = True
+        print(f"sapcore: {name} is left out: `sapcore train {name}` trains it", file=sys.stderr)
     for figure in listed:
         print(f"\n{figure}")
         _print_table(figure, parsed)
@@ -109,6 +115,10 @@ def _print_table(figure: str, parsed: argparse.Namespace) -> None:
     frame = experiments.stored(figure, _settings(parsed))
     if frame.empty:
         print("  nothing in the store yet")
+        return
+    if figure == "table1":
+        rounded = frame.assign(mean=frame["mean"].round(1))
+        print(rounded.pivot(index=["panel", "series"], columns="eps", values="mean").to_string())
         return
     column = {"fig1c_steps": "steps", "fig6_budget": "gradients"}.get(figure, "eps")
     percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1)).drop_duplicates(["series", column])
@@ -159,7 +169,10 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _settings(parsed: argparse.Namespace) -> experiments.Settings:
-    return experiments.settings(parsed.dataset, parsed.eps, parsed.examples, parsed.passes, parsed.seed)
+    return experiments.settings(
+        parsed.dataset, parsed.eps, parsed.examples, parsed.passes, parsed.seed,
+        game=parsed.game, episodes=parsed.episodes,
+    )  # fmt: skip
 
 
 def _listed(parsed: argparse.Namespace) -> tuple[dict[str, list[results.Cell]], bool]:

@@ -12,6 +12,7 @@ from sapcore.attacks.steps import check_eps
 from sapcore.errors import SapcoreError
 from sapcore.randomness import split_seed
 from sapcore.results import Attack, Cell, Defence
+from sapcore.rl.environments import GAMES, check_game
 from sapcore.training import DROPOUT_RATES
 
 EPS = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -19,6 +20,7 @@ EPS = (0, 1, 2, 4, 8, 16, 32, 64)
 EPS_ITERATIVE = (0, 1, 2, 4, 8, 16)
 """The paper's 0 to 4, and on."""
 EPS_CALIBRATION = EPS[:-1]
+EPS_GAMES = (0, 1, 2, 4, 8)
 PERCENTS = (5, 10, 25, 50, 100, 200)
 STEPS = (1, 3, 10, 30, 100)
 MC_SAMPLES = {"cifar10": (1, 10, 100, 1000), "digits": (1, 10, 100)}
@@ -26,6 +28,8 @@ MC_SAMPLES = {"cifar10": (1, 10, 100, 1000), "digits": (1, 10, 100)}
 SIZES = {"cifar10": (1000, 100), "digits": (100, 10)}
 """Images and passes of a noisy cell. Deterministic networks, and all in Fig. 3 and 4, are run on the whole test set."""
 ALL_IMAGES = {"cifar10": 10_000, "digits": 500}
+EPISODES, GAME_PASSES = 30, 10
+"""Episodes of a cell of Table 1, and passes of a noisy agent per observation, of the values and of the gradient."""
 DENSE = Defence()
 SAP_100 = Defence("sap", 100)
 TEST_RATES = (0.02, 0.05, 0.1, 0.25)
@@ -60,6 +64,8 @@ class Settings:
     seed: int = 0
     step: float = 1
     steps: int = 10
+    game: str | None = None
+    episodes: int | None = None
 
     @property
     def default(self) -> bool:
@@ -75,11 +81,14 @@ def settings(
     seed: int = 0,
     step: float = 1,
     steps: int = 10,
+    game: str | None = None,
+    episodes: int | None = None,
 ) -> Settings:
     """Check a chapter's parameters; what makes no sense raises `SapcoreError` with one sentence.
 
     eps: one number or a list, in pixel units; examples: how many test images; passes: Monte Carlo passes
-    of the output, and of FGSM's gradient except in Fig. 6; a tenth of it per step of the iterative attack.
+    of the output, and of FGSM's gradient except in Fig. 6; a tenth of it per step of the iterative attack;
+    game, episodes: of Table 1, which has no data set and no examples.
     """
     if dataset not in data.DATASETS:
         raise SapcoreError(f"dataset is {dataset!r}, but must be one of {', '.join(data.DATASETS)}")
@@ -90,7 +99,9 @@ def settings(
             raise SapcoreError("eps is an empty list, but must hold one number or more, in pixel units (0-255)")
         values = tuple(sorted({int(e) if e == int(e) else e for e in map(check_eps, listed)}))
     most = ALL_IMAGES[dataset]
-    for name, number, limit in (("examples", examples, most), ("passes", passes, math.inf), ("steps", steps, math.inf)):
+    counts = {"examples": (examples, most), **{n: (v, math.inf) for n, v in
+              (("passes", passes), ("steps", steps), ("episodes", episodes))}}  # fmt: skip
+    for name, (number, limit) in counts.items():
         if number is None and name != "steps":
             continue
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= limit:
@@ -99,7 +110,9 @@ def settings(
     if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
         raise SapcoreError(f"step is {step!r}, but must be a positive number, in pixel units")
     split_seed(seed)
-    return Settings(dataset, values, examples, passes, seed, step, steps)
+    if game is not None:
+        check_game(game)
+    return Settings(dataset, values, examples, passes, seed, step, steps, game, episodes)
 
 
 def _cell(s: Settings, defence: Defence, attack: Attack, trained: str = "", whole: bool = False) -> Cell:
@@ -260,6 +273,30 @@ def fig6_budget(s: Settings) -> list[Point]:
     return points
 
 
+def table1(s: Settings) -> list[Point]:
+    """Each game by a random policy, by the agent and by the agent with SAP-100, under FGSM on its own gradient.
+
+    The panel is the game. An agent that is not trained yet has no checkpoint in its cells.
+    """
+    points = []
+    for game in (s.game,) if s.game else GAMES:
+        name = f"double-dqn-{game}"
+        sha256 = checkpoints.sha256(name) if s.game or name in checkpoints.names() else ""
+
+        def cell(defence: Defence, e: float, game: str = game, name: str = name, sha256: str = sha256) -> Cell:
+            passes = (s.passes or GAME_PASSES) if defence.noisy else 1
+            attack = Attack("fgsm", e, defence, "mean_of_gradients", passes) if e else Attack()
+            if defence.kind == "random":
+                name = sha256 = ""
+            return Cell(
+                game, name, sha256, defence, attack, s.episodes or EPISODES, passes, s.seed, precision="float32"
+            )
+
+        points.append(Point(cell(Defence("random"), 0), "random", game))
+        points += [Point(cell(d, e), d.label, game) for d in (DENSE, SAP_100) for e in s.eps or EPS_GAMES]
+    return points
+
+
 FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "sec2": sec2,
     "fig1a": fig1a,
@@ -274,6 +311,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "fig5": fig5,
     "fig6": fig6,
     "fig6_budget": fig6_budget,
+    "table1": table1,
 }
 
 
@@ -302,7 +340,7 @@ def table(figure: str, s: Settings, device: str | None = None) -> pd.DataFrame:
     """
     if not s.default:
         own = cells(figure) if s.dataset == Settings().dataset else []
-        asked = [cell for cell in cells(figure, s) if cell not in own]
+        asked = [cell for cell in cells(figure, s) if cell not in own and cell.computable]
         failed = runner.run(asked, device=device, also=ALSO.get(figure, ()))
         if failed:
             raise failed[0][1]
@@ -313,7 +351,8 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
     """A figure's numbers that are in the store, one row per point.
 
     Columns: panel, series, eps, accuracy, low, high (95 % Wilson interval), correct, images, passes, level of the
-    defence, gradient_passes, steps, gradients (of the whole attack), device, commit, date.
+    defence, gradient_passes, steps, gradients (of the whole attack), device, commit, date. Of games: mean return, low,
+    high (95 % bootstrap interval) and the list of returns in place of accuracy to images; the panel is the game.
     `.attrs["missing"]` names the cells that are not there.
     """
     rows, missing = [], []
@@ -323,13 +362,15 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
             missing.append(cell.label)
         else:
             rows.append({"panel": panel, "series": series, "eps": cell.attack.eps, **_row(cell, found)})
-    frame = pd.DataFrame(rows, columns=["panel", "series", "eps", *_COLUMNS])
+    frame = pd.DataFrame(rows, columns=["panel", "series", "eps", *_MEASURED[figure == "table1"], *_COLUMNS])
     frame.attrs = {"figure": figure, "missing": missing, "settings": s}
     return frame
 
 
+_MEASURED = {False: ("accuracy", "low", "high", "correct", "images"), True: ("mean", "low", "high", "returns")}
+"""What a frame takes over from the results of images, and of games."""
 _COLUMNS = (
-    "accuracy", "low", "high", "correct", "images", "passes", "noisy", "level", "gradient_passes", "steps", "gradients",
+    "passes", "noisy", "level", "gradient_passes", "steps", "gradients",
     "device", "commit", "date",
 )  # fmt: skip
 
@@ -337,7 +378,7 @@ _COLUMNS = (
 def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
     attack, origin = cell.attack, stored["provenance"]
     return {
-        **{name: stored["result"][name] for name in ("accuracy", "low", "high", "correct", "images")},
+        **{name: stored["result"][name] for name in _MEASURED[cell.plays]},
         "passes": cell.passes,
         "noisy": cell.defence.noisy,
         "level": cell.defence.level,

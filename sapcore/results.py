@@ -8,6 +8,7 @@ from typing import Any
 
 from sapcore.errors import SapcoreError
 from sapcore.paths import ROOT, results_root, write_atomically
+from sapcore.rl.environments import GAMES
 
 VERSION = 1
 """Counted up when a change of the code changes what a spec means; cells of another version are stale."""
@@ -26,7 +27,7 @@ class Defence:
     """What is done to the pretrained network."""
 
     kind: str = "dense"
-    """`dense` (nothing), `sap`, or one of `baselines.BASELINES`."""
+    """`dense` (nothing), `sap`, one of `baselines.BASELINES`, or `random`: an agent that plays at random."""
     level: float | None = None
     """k of SAP, SWP and DWP in percent; the rate of dropout; the standard deviation of RNW, RSW, RNA and RSA."""
 
@@ -36,13 +37,13 @@ class Defence:
     @property
     def label(self) -> str:
         """Such as `dense`, `SAP-100`, `dropout-0.1` or `RNW-0.02`."""
-        if self.kind == "dense":
-            return "dense"
+        if self.kind in ("dense", "random"):
+            return self.kind
         return f"{self.kind if self.kind == 'dropout' else self.kind.upper()}-{self.level:g}"
 
     @property
     def noisy(self) -> bool:
-        return self.kind not in ("dense", "dwp")
+        return self.kind not in ("dense", "dwp", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +67,23 @@ class Attack:
 
 
 RESULT_FIELDS = {"accuracy", "low", "high", "correct", "images"}
+GAME_FIELDS = {"mean", "low", "high", "returns", "steps"}
 PROVENANCE_FIELDS = {"device", "commit", "date"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One number of the book: the accuracy of a defended network under an attack. Its spec is its key."""
+    """One number of the book: the accuracy of a defended network, or the mean return of a defended agent, under an
+    attack. Its spec is its key."""
 
     dataset: str
+    """Or the game that is played."""
     checkpoint: str
     checkpoint_sha256: str
     defence: Defence
     attack: Attack
     examples: int
-    """The first so many test images."""
+    """The first so many test images, or episodes."""
     passes: int
     """Passes per output; 1 on the dense network."""
     seed: int
@@ -96,8 +100,25 @@ class Cell:
         return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def plays(self) -> bool:
+        """Whether it is about an agent and a game."""
+        return self.dataset in GAMES
+
+    @property
+    def computable(self) -> bool:
+        """Whether the agent or network that it is about is there."""
+        return bool(self.checkpoint_sha256) or self.defence.kind == "random"
+
+    @property
+    def fields(self) -> set[str]:
+        """What its result holds at least."""
+        return GAME_FIELDS if self.plays else RESULT_FIELDS
+
+    @property
     def defended(self) -> str:
         """The network and its defence, such as `dense`, `SAP-100`, `ADV` or `ADV+SAP-100`."""
+        if self.plays:
+            return self.defence.label
         trained = self.checkpoint.removeprefix(f"resnet20-{self.dataset}").strip("-")
         if not trained:
             return self.defence.label
@@ -115,7 +136,7 @@ class Cell:
     def path(self) -> Path:
         """Where the cell lies: `cifar10/sap-100-fgsm-eps-4-<key>.json`."""
         slug = self.label.lower().replace(" ", "-")
-        return results_root() / self.dataset / f"{slug}-{self.key}.json"
+        return results_root() / self.dataset.lower() / f"{slug}-{self.key}.json"
 
 
 def write(cell: Cell, result: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -142,7 +163,7 @@ def read(cell: Cell, also: tuple[str, ...] = ()) -> dict[str, Any] | None:
     whole = (
         isinstance(content, dict)
         and content.get("spec") == cell.spec
-        and set(content.get("result") or ()) >= RESULT_FIELDS | set(also)
+        and set(content.get("result") or ()) >= cell.fields | set(also)
         and set(content.get("provenance") or ()) >= PROVENANCE_FIELDS
     )
     return content if whole else None

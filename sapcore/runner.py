@@ -25,6 +25,7 @@ from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.randomness import stream
 from sapcore.results import Cell, Defence
+from sapcore.rl import environments, playing
 from sapcore.sap import with_sap
 
 Outcome = tuple[dict[str, Any], dict[str, Any]] | Exception | None
@@ -47,9 +48,13 @@ def run(
     provenance.commit()  # of the code as it starts
     here = provenance.device(device) if not (workers or scheduler) else None
     todo = [cell for cell in cells if results.read(cell, also) is None]
-    for dataset, checkpoint in {(cell.dataset, cell.checkpoint) for cell in todo}:
-        data.load(dataset, "test")
-        checkpoints.load(checkpoint)
+    for plays, dataset, checkpoint in {(cell.plays, cell.dataset, cell.checkpoint) for cell in todo}:
+        if plays:
+            environments.make(dataset, 1).close()
+        else:
+            data.load(dataset, "test")
+        if checkpoint:
+            checkpoints.load(checkpoint)
     failed: list[tuple[Cell, Exception]] = []
     with tqdm(total=sum(map(_work, todo)), unit="pass", unit_scale=True, disable=not (progress and todo)) as bar:
         if here is None:
@@ -68,8 +73,8 @@ def run(
 
 
 def _work(cell: Cell) -> int:
-    """Passes of one image through the network, for the progress bar."""
-    return cell.examples * (cell.passes + cell.attack.passes * max(1, cell.attack.steps))
+    """Passes of one image, or of one observation in an episode of a thousand, through the network: for the bar."""
+    return (1000 if cell.plays else 1) * cell.examples * (cell.passes + cell.attack.passes * max(1, cell.attack.steps))
 
 
 def _here(todo: list[Cell], device: torch.device, note: Callable[[str], None], also: tuple[str, ...]) -> Outcomes:
@@ -167,8 +172,9 @@ def verify(
 ) -> Iterator[Check]:
     """Compute stored cells again, all or `sample` of them drawn by `seed`, and compare with the store.
 
-    On the device, number of threads and versions of the stored cell the counts must be the same, elsewhere the
-    accuracy must lie in the stored interval. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
+    On the device, number of threads and versions of the stored cell the result must be the same, elsewhere the
+    accuracy or mean return must lie in the stored interval. Raises `SapcoreError` for a sample that is no whole
+    number of 1 or more.
     """
     if sample is not None:
         if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
@@ -182,23 +188,28 @@ def verify(
         here, there = provenance.collect(on), stored["provenance"]
         exact = all(here[name] == there.get(name) for name in ("device", "threads", "versions"))
         if exact:
-            same = found["correct"] == before["correct"]
+            same = all(found[name] == before[name] for name in cell.fields)
             how = "the same device and versions"
         else:
-            same = before["low"] <= found["accuracy"] <= before["high"]
-            how = f"95 % interval [{before['low']:.2%}, {before['high']:.2%}], computed on {there['device']}"
-        numbers = f"{found['correct']} of {found['images']} right, stored {before['correct']}"
+            same = before["low"] <= found["mean" if cell.plays else "accuracy"] <= before["high"]
+            how = f"95 % interval [{before['low']:.4g}, {before['high']:.4g}], computed on {there['device']}"
+        if cell.plays:
+            numbers = f"mean return {found['mean']:g}, stored {before['mean']:g}"
+        else:
+            numbers = f"{found['correct']} of {found['images']} right, stored {before['correct']}"
         yield Check(cell, same, f"{numbers} ({how})")
 
 
 def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -> dict[str, Any]:
-    """Attack the first `cell.examples` test images and measure accuracy and calibration on fresh passes.
+    """Attack the first `cell.examples` test images and measure accuracy and calibration on fresh passes, or play.
 
     `direction` is FGSM's, if it is there already. Raises `SapcoreError` if this code or its checkpoint is not
     what the cell is about.
     """
     if cell.version != results.VERSION:
         raise SapcoreError(f"the cell is of version {cell.version}, but this code computes version {results.VERSION}")
+    if cell.plays:
+        return _played(cell, device)
     images, labels = (t[: cell.examples] for t in data.load(cell.dataset, "test"))
     model = defended(cell.checkpoint, cell.checkpoint_sha256, cell.defence, device)
     p = evaluation.predict(
@@ -208,6 +219,24 @@ def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -
     a = evaluation.accuracy(p, labels)
     found = {"accuracy": a.value, "low": a.low, "high": a.high, "correct": a.correct, "images": a.images}
     return {**found, "calibration": vars(calibration(p, labels))}
+
+
+def _played(cell: Cell, device: torch.device) -> dict[str, Any]:
+    """The returns of `cell.examples` episodes, their mean and its interval."""
+
+    def with_defence(defence: Defence | None) -> nn.Module | None:
+        if defence is None or defence.kind == "random":
+            return None
+        return defended(cell.checkpoint, cell.checkpoint_sha256, defence, device)
+
+    attack = cell.attack
+    found = playing.play(
+        with_defence(cell.defence), cell.dataset, cell.examples, attack.eps, cell.passes,
+        with_defence(attack.source), max(1, attack.passes), cell.seed,
+        estimator=attack.estimator or "mean_of_gradients", precision=cell.precision,
+    )  # fmt: skip
+    low, high = playing.interval_of_mean(found.returns)
+    return {"mean": found.mean, "low": low, "high": high, "returns": found.returns, "steps": found.steps}
 
 
 def _batch_size(device: torch.device) -> int:

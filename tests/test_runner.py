@@ -21,9 +21,12 @@ from sapcore.checkpoints import CheckpointError
 from sapcore.data import DataMissingError
 from sapcore.errors import SapcoreError
 from sapcore.experiments import cells, settings
+from sapcore.models import QNetwork, initialize
 from sapcore.paths import CHECKPOINTS
 from sapcore.randomness import stream
 from sapcore.results import Attack, Cell, Defence
+from sapcore.rl.environments import Rules, make
+from sapcore.sap import with_sap
 from tests.test_results import ORIGIN, RESULT
 
 CPU = torch.device("cpu")
@@ -408,3 +411,32 @@ def test_verify_draws_its_sample_by_the_seed(store: Path, monkeypatch: pytest.Mo
 def test_a_stored_cell_is_verified_by_computing_it(store: Path) -> None:
     run(WANTED[:3])
     assert all(check.same for check in runner.verify(WANTED[:3], device="cpu"))
+
+
+def test_a_game_is_a_cell_like_any_other(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played, stored, read, and verified bit for bit."""
+    pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+    agent = QNetwork(6).requires_grad_(False)
+    initialize(agent, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(runner, "defended", lambda name, sha, defence, device: with_sap(agent.eval(), 100))
+    monkeypatch.setattr(checkpoints, "load", lambda name: agent)
+    short = Rules(frames_per_episode=160)
+    monkeypatch.setattr("sapcore.rl.playing.make", lambda game, count, rules: make(game, count, short))
+    noisy = Defence("sap", 100)
+    attack = Attack("fgsm", 4, noisy, "mean_of_gradients", 2)
+    cells = [
+        Cell("Bowling", "agent", "ab" * 32, noisy, attack, 2, 2, 0, "float32"),
+        Cell("Bowling", "", "", Defence("random"), Attack(), 2, 1, 0, "float32"),
+    ]
+    assert run(cells) == []
+    for cell in cells:
+        stored = results.read(cell)
+        assert stored is not None
+        assert len(stored["result"]["returns"]) == 2
+        assert stored["result"]["steps"] <= 2 * 40
+    assert all(check.same for check in runner.verify(cells, device="cpu"))
+    played = runner.compute(cells[0], CPU)
+    monkeypatch.setattr(runner, "compute", lambda cell, device: played | {"returns": [0.0, 1.0]})
+    (check,) = runner.verify(cells[:1], device="cpu")
+    assert not check.same
+    assert "mean return" in check.reason

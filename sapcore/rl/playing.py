@@ -1,0 +1,150 @@
+"""Playing a game, undisturbed or under attack: each observation is perturbed before the agent sees it (Sec. 4.2)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor, nn
+
+from sapcore import attacks, evaluation
+from sapcore.errors import SapcoreError
+from sapcore.randomness import stream
+from sapcore.rl.environments import Rules, make
+
+Watcher = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
+"""Is told of each step: its number, the observations as they are and as the agent sees them, the values of both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """What became of some episodes."""
+
+    returns: list[float]
+    """The game's own score of each."""
+    steps: int
+    """Agent steps of all of them."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+
+def play(
+    agent: nn.Module | None,
+    game: str,
+    episodes: int = 30,
+    eps: float = 0,
+    passes: int = 10,
+    source: nn.Module | None = None,
+    gradient_passes: int = 10,
+    seed: int = 0,
+    rules: Rules | None = None,
+    estimator: str = "mean_of_gradients",
+    precision: str = "float32",
+    watch: Watcher | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Episodes:
+    """Play `episodes` episodes side by side, each to its own end, by the greedy action; `agent` None plays at random.
+
+    The action is that of the largest mean value over `passes` fresh passes. With eps > 0 the agent sees each
+    observation after FGSM in 0-255 along the gradient of `source` (the agent itself, if none is given): the loss is
+    the cross-entropy of the softmax over the values against the source's own greedy action (Huang et al. 2017), the
+    gradient is over `gradient_passes` passes. Games, actions and noise depend on (seed, episode, step) alone, so that
+    on a CPU the same call gives the same returns. `progress` is told how many episodes have ended.
+    Raises `SapcoreError` for senseless arguments.
+    """
+    eps = attacks.steps.check_eps(eps)
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+        raise SapcoreError(f"episodes is {episodes!r}, but must be a whole number of 1 or more")
+    env = make(game, episodes, rules)
+    first_seed = stream(seed, f"games of {game}") % 2**30
+    seen, _ = env.reset(seed=np.arange(first_seed, first_seed + episodes))
+    returns, playing = np.zeros(episodes), np.arange(episodes)
+    step = steps = 0
+    source = source or agent
+    while len(playing):
+        if agent is None:
+            actions = _at_random(seed, step, episodes, int(env.single_action_space.n))
+        else:
+            assert source is not None
+            actions = np.zeros(episodes, dtype=np.int64)
+            x, ids, now = torch.from_numpy(seen[playing]), torch.from_numpy(playing), stream(seed, f"step {step}")
+            shown, before = x.float(), None
+            if eps or watch:
+                before = values(source, shown, passes, stream(now, "label"), ids, precision)
+            if eps:
+                assert before is not None
+                shown = attacks.fgsm(
+                    source, shown, before.argmax(1), eps, gradient_passes, now, ids, estimator, precision=precision
+                )
+            after = values(agent, shown, passes, stream(now, "evaluation"), ids, precision)
+            actions[playing] = after.argmax(1).numpy()
+            if watch:
+                assert before is not None
+                watch(step, x, shown, before, after)
+        seen, rewards, terminated, truncated, _ = env.step(actions)
+        returns[playing] += rewards[playing]
+        step, steps = step + 1, steps + len(playing)
+        ended = (terminated | truncated)[playing]
+        if progress and ended.any():
+            progress(int(ended.sum()))
+        playing = playing[~ended]
+    env.close()
+    return Episodes(returns.tolist(), steps)
+
+
+def _at_random(seed: int, step: int, episodes: int, actions: int) -> NDArray[np.int64]:
+    return np.random.default_rng([stream(seed, "random policy"), step]).integers(0, actions, episodes)
+
+
+@torch.no_grad()
+def values(
+    agent: nn.Module, x: Tensor, passes: int = 10, seed: int = 0, ids: Tensor | None = None, precision: str = "float32"
+) -> Tensor:
+    """The mean value of each action over `passes` fresh passes, float64 (N, actions); one pass of a plain network.
+
+    x: (N, 4, 84, 84) in 0-255; ids: int64 (N,), names of the episodes, default 0..N-1.
+    """
+    evaluation.require_eval_mode(agent)
+    count = evaluation.count_passes(agent, passes)
+    found = []
+    for rows, names in evaluation.batches(len(x), ids, evaluation.BATCH_SIZE):
+        begun = evaluation.begin(agent, evaluation.as_pixels(x[rows], evaluation.device_of(agent)), precision)
+        passed = evaluation.noisy_passes(agent, begun, names, seed, range(passes), evaluation.BATCH_SIZE, precision)
+        found.append((torch.stack([out.double().sum(0) for _, out in passed]).sum(0) / count).cpu())
+    return torch.cat(found)
+
+
+def interval_of_mean(returns: list[float]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the mean (percentiles, 10,000 resamples)."""
+    return _bootstrap((returns,), np.mean)
+
+
+def relative_change(returns: list[float], of: list[float]) -> tuple[float, float, float]:
+    """The change of the mean return as a fraction of the mean of `of`, with its 95 % bootstrap interval.
+
+    Returns nan where the mean of `of` is 0.
+    """
+    if not np.mean(of):
+        return (float("nan"),) * 3
+
+    def change(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        was = np.mean(b, axis=axis)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((np.mean(a, axis=axis) - was) / np.abs(was))
+
+    low, high = _bootstrap((returns, of), change)
+    return float(change(np.array(returns), np.array(of), 0)), low, high
+
+
+def _bootstrap(samples: tuple[list[float], ...], statistic: Callable[..., Any]) -> tuple[float, float]:
+    if any(len(sample) < 2 for sample in samples):
+        return float("nan"), float("nan")
+    found = stats.bootstrap(
+        samples, statistic, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0), vectorized=True
+    ).confidence_interval
+    return float(found.low), float(found.high)

@@ -1,0 +1,146 @@
+"""Episodes are a function of their seed; an attack moves what the agent sees, within eps, against its own choice."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sapcore import with_sap
+from sapcore.attacks import fgsm
+from sapcore.errors import SapcoreError
+from sapcore.models import QNetwork, initialize
+from sapcore.randomness import stream
+from sapcore.rl.environments import Rules, make
+from sapcore.rl.playing import interval_of_mean, play, relative_change, values
+
+pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+
+SHORT = Rules(frames_per_episode=160)
+
+
+@pytest.fixture(scope="module")
+def agent() -> nn.Module:
+    """Untrained, but with clear preferences."""
+    network = QNetwork(6)
+    initialize(network, torch.Generator().manual_seed(0))
+    return network.eval().requires_grad_(False)
+
+
+def test_every_episode_is_played_to_its_own_end(agent: nn.Module) -> None:
+    ended: list[int] = []
+    found = play(agent, "Bowling", 3, rules=SHORT, progress=ended.append)
+    assert len(found.returns) == sum(ended) == 3
+    assert 3 * 30 <= found.steps <= 3 * 40
+    assert found.mean == np.mean(found.returns)
+
+
+def test_the_same_seed_plays_the_same_game_and_another_another(agent: nn.Module) -> None:
+    def seen(seed: int) -> list[Tensor]:
+        shown: list[Tensor] = []
+        play(
+            with_sap(agent, 100), "Bowling", 2, 2, 3, gradient_passes=2, seed=seed, rules=SHORT,
+            watch=lambda step, x, x_adv, before, after: shown.append(x_adv),
+        )  # fmt: skip
+        return shown
+
+    first, second, other = seen(0), seen(0), seen(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=False))
+
+
+def test_what_the_agent_sees_is_fgsm_against_its_own_choice(agent: nn.Module) -> None:
+    noisy = with_sap(agent, 100)
+    steps: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
+    play(noisy, "Bowling", 2, 4, 3, gradient_passes=5, seed=7, rules=SHORT, watch=lambda *step: steps.append(step))
+    number, x, x_adv, before, after = steps[11]
+    now, ids = stream(7, f"step {number}"), torch.arange(2)
+    assert torch.equal(before, values(noisy, x, 3, stream(now, "label"), ids))
+    assert torch.equal(x_adv, fgsm(noisy, x, before.argmax(1), 4, 5, now, ids))
+    assert torch.equal(after, values(noisy, x_adv, 3, stream(now, "evaluation"), ids))
+    change = (x_adv - x.float()).abs()
+    assert float(change.max()) <= 4
+    assert float((change > 0).float().mean()) > 0.2
+    assert float(x_adv.min()) >= 0
+
+
+def test_the_agent_does_what_it_values_most_where_it_thinks_it_is(
+    agent: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[np.ndarray] = []
+
+    def watched(*arguments: Any) -> Any:
+        env = make(*arguments)
+        step = env.step
+
+        def remember(actions: np.ndarray) -> Any:
+            done.append(actions.copy())
+            return step(actions)
+
+        env.step = remember
+        return env
+
+    monkeypatch.setattr("sapcore.rl.playing.make", watched)
+    wanted: list[np.ndarray] = []
+    play(agent, "Bowling", 2, 8, rules=SHORT, watch=lambda *step: wanted.append(step[4].argmax(1).numpy()))
+    short = min(len(w) for w in wanted)
+    assert all(np.array_equal(a[:short], b[:short]) for a, b in zip(done, wanted, strict=True) if len(b) == 2)
+
+
+def test_the_gradient_may_be_another_agents(agent: nn.Module) -> None:
+    other = QNetwork(6)
+    initialize(other, torch.Generator().manual_seed(1))
+    other.eval().requires_grad_(False)
+    steps: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
+    play(agent, "Bowling", 1, 4, source=other, rules=SHORT, watch=lambda *step: steps.append(step))
+    number, x, x_adv, _, _ = steps[5]
+    expected = fgsm(other, x, other(x.float()).argmax(1), 4, 10, stream(0, f"step {number}"), torch.arange(1))
+    assert torch.equal(x_adv, expected)
+
+
+def test_the_random_policy_needs_no_agent() -> None:
+    first, second = (play(None, "Assault", 4, rules=Rules(frames_per_episode=1600)) for _ in range(2))
+    assert first == second
+    assert max(first.returns) > 0
+
+
+def test_values_are_the_mean_of_the_passes(agent: nn.Module) -> None:
+    noisy = with_sap(agent, 50)
+    x = torch.randint(0, 256, (3, 4, 84, 84), generator=torch.Generator().manual_seed(0))
+    each = torch.stack([noisy(x.float(), seed=5, passes=number).double() for number in range(4)])
+    torch.testing.assert_close(values(noisy, x, 4, 5), each.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(values(agent, x), agent(x.float()).double(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"game": "Pong"}, "game is 'Pong', but must be one of Assault, "),
+        ({"episodes": 0}, "episodes is 0, but must be a whole number of 1 or more"),
+        ({"eps": -1}, "eps is -1, but must be a number of 0 or more"),
+        ({"passes": 0}, "passes is 0, but must be a whole number of 1 or more"),
+    ],
+)
+def test_senseless_arguments_are_one_sentence(agent: nn.Module, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(SapcoreError, match=f"^{message}"):
+        play(agent, **({"game": "Bowling", "rules": SHORT} | arguments))  # type: ignore[arg-type]
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
+    """95 % of 300 normal samples of 30, give or take what chance and the percentile method allow."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        low, high = interval_of_mean(rng.normal(3, 1, 30).tolist())
+        covered += low <= 3 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_a_relative_change_is_of_the_means_with_an_interval_round_it() -> None:
+    change, low, high = relative_change([4.0, 6.0, 5.0, 5.0], [2.0, 3.0, 2.0, 3.0])
+    assert change == pytest.approx(1.0)
+    assert low < 1 < high
+    assert np.isnan(relative_change([1.0, 2.0], [0.0, 0.0])).all()
+    assert np.isnan(relative_change([1.0], [2.0])[1:]).all()
+    assert relative_change([-1.0, -1.0], [-2.0, -2.0])[0] == pytest.approx(0.5)
