@@ -1,4 +1,4 @@
-"""The command line: `sapcore data`, `train`, `run`, `status`, `verify`."""
+"""The command line: `sapcore data`, `train`, `film`, `run`, `status`, `verify`."""
 
 import argparse
 import dataclasses
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from sapcore import checkpoints, data, experiments, results, runner, training
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
-from sapcore.paths import data_root
-from sapcore.rl import double_dqn, environments
+from sapcore.paths import ROOT, data_root
+from sapcore.rl import double_dqn, environments, playing
+from sapcore.sap import with_sap
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("name", help=f"one of {', '.join((*training.RECIPES, *double_dqn.RECIPES))}")
     add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
     add.set_defaults(command=_train)
+
+    add = commands.add_parser("film", help="film an attacked episode", description=_film.__doc__)
+    add.add_argument("game", help=f"one of {', '.join(environments.GAMES)}")
+    add.add_argument("--eps", type=float, default=2, help="perturbation in pixel units, 0-255")
+    add.add_argument("--steps", type=int, default=150, help="agent steps, a picture each")
+    add.add_argument("--seed", type=int, default=0)
+    add.set_defaults(command=_film)
 
     for name, command, text in (
         ("run", _run, "compute the cells that are missing"),
@@ -85,6 +93,28 @@ def _train(parsed: argparse.Namespace) -> int:
         return 0
     training.train(parsed.name, device=parsed.device)
     print(f"{parsed.name}: {checkpoints.card(parsed.name)['test_accuracy']:.2%} of the test images are right")
+    return 0
+
+
+def _film(parsed: argparse.Namespace) -> int:
+    """Film an agent under FGSM, with and without SAP-100, and neither, into book/_static/GAME.gif."""
+    from sapcore import figures  # here, because drawing takes seconds to import
+
+    if parsed.steps < 1:
+        raise SapcoreError(f"steps is {parsed.steps}, but must be a whole number of 1 or more")
+    environments.check_game(parsed.game)
+    agent = checkpoints.load(f"double-dqn-{parsed.game}")
+    noisy = with_sap(agent, experiments.SAP_100.level or 0)
+    plays = {
+        name: playing.moments(network, parsed.game, parsed.steps, eps=eps, seed=parsed.seed)
+        for name, network, eps in (
+            ("not attacked", agent, 0), (f"attacked, {parsed.eps:g}", agent, parsed.eps),
+            (f"SAP-100, attacked, {parsed.eps:g}", noisy, parsed.eps),
+        )
+    }  # fmt: skip
+    path = ROOT / "book" / "_static" / f"{parsed.game}.gif"
+    figures.film(plays, path)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -367,7 +367,10 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
     return frame
 
 
-_MEASURED = {False: ("accuracy", "low", "high", "correct", "images"), True: ("mean", "low", "high", "returns")}
+_MEASURED = {
+    False: ("accuracy", "low", "high", "correct", "images"),
+    True: ("mean", "low", "high", "returns", "episodes"),
+}
 """What a frame takes over from the results of images, and of games."""
 _COLUMNS = (
     "passes", "noisy", "level", "gradient_passes", "steps", "gradients",
@@ -378,7 +381,8 @@ _COLUMNS = (
 def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
     attack, origin = cell.attack, stored["provenance"]
     return {
-        **{name: stored["result"][name] for name in _MEASURED[cell.plays]},
+        **{name: stored["result"].get(name) for name in _MEASURED[cell.plays]},
+        **({"episodes": cell.examples} if cell.plays else {}),
         "passes": cell.passes,
         "noisy": cell.defence.noisy,
         "level": cell.defence.level,

@@ -1,18 +1,23 @@
 """One drawing function per figure, and the table, the line and the link that stand beneath each."""
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sapcore.published import PUBLISHED
+from sapcore.published import PUBLISHED, TABLE_1
+from sapcore.rl.environments import GAMES
+from sapcore.rl.playing import Moment, relative_change
 
 EPS_LABEL = "perturbation λ (pixel units, of 255)"
 
@@ -272,6 +277,141 @@ def inclusion_law(p: Tensor, kept_share: Tensor, r: int, passes: int) -> Figure:
     return figure
 
 
+def learning_curves(histories: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Mean return of the episodes that ended in each ten thousand steps, and its running mean, one panel per game.
+
+    histories: the `history` of each game's model card.
+    """
+    figure, panels = _panels(list(histories))
+    for axes, (game, rows) in zip(panels, histories.items(), strict=False):
+        curve = pd.DataFrame(rows)[["step", "mean_return"]].dropna()
+        axes.plot(curve["step"] / 1e6, curve["mean_return"], color="C0", alpha=0.35, linewidth=1)
+        axes.plot(curve["step"] / 1e6, curve["mean_return"].rolling(10, min_periods=1).mean(), color="C0")
+        axes.set(title=game, xlabel="agent steps (millions)", ylabel="mean return")
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def returns(frame: pd.DataFrame) -> Figure:
+    """Mean return against eps of the agent and of the agent with SAP-100, one panel per game; dashed: at random."""
+    games = list(frame["panel"].unique())
+    figure, panels = _panels(games)
+    for axes, game in zip(panels, games, strict=False):
+        part = frame[frame["panel"] == game]
+        for i, (name, curve) in enumerate(part[part["series"] != "random"].groupby("series", sort=False)):
+            curve = curve.sort_values("eps")
+            bars = [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
+            places = np.arange(len(curve)) + 0.08 * i
+            axes.errorbar(places, curve["mean"], yerr=bars, marker="o", capsize=3, label=name, color=f"C{i}")
+            axes.set_xticks(np.arange(len(curve)), [f"{e:g}" for e in curve["eps"]])
+        chance = part[part["series"] == "random"]
+        if len(chance):
+            axes.axhline(chance["mean"].item(), color="0.4", linestyle="--", label="at random")
+            axes.axhspan(chance["low"].item(), chance["high"].item(), color="0.4", alpha=0.15, linewidth=0)
+        axes.set(title=game, xlabel="perturbation λ (of 255)", ylabel="mean return")
+        axes.set_ylim(bottom=min(0, part["low"].min()))
+    panels[0].legend()
+    return figure
+
+
+def _panels(names: list[str]) -> tuple[Figure, list[Axes]]:
+    """A panel per name, three in a row."""
+    _style()
+    columns = max(1, min(len(names), 3))
+    rows = max(1, -(-len(names) // columns))
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(5, 3.6 * columns), 3.2 * rows), squeeze=False, layout="constrained"
+    )
+    for spare in axes.flat[max(1, len(names)) :]:
+        spare.set_visible(False)
+    return figure, list(axes.flat)
+
+
+def returns_table(frame: pd.DataFrame) -> Markdown:
+    """Mean returns with their bootstrap intervals: a row per game and player, a column per eps."""
+    text = [f"{a:,.1f} [{low:,.1f}, {high:,.1f}]" for a, low, high in
+            zip(frame["mean"], frame["low"], frame["high"], strict=True)]  # fmt: skip
+    rows = frame.assign(text=text, row=frame["panel"] + ", " + frame["series"])
+    wide = rows.pivot(index="row", columns="eps", values="text").reindex(rows["row"].unique())
+    wide.columns = [f"λ = {e:g}" for e in wide.columns]
+    return Markdown(wide.fillna("").rename_axis("mean return [95 % interval]").to_markdown())
+
+
+def table1(frame: pd.DataFrame) -> Markdown:
+    """The change of the mean return by SAP-100 relative to the agent without it, beside the published one (Table 1)."""
+    found = frame.set_index(["panel", "series", "eps"])["returns"]
+    rows: dict[str, dict[str, str]] = {}
+    loose = []
+    for e in sorted(frame.loc[frame["series"] == "SAP-100", "eps"].unique()):
+        ours = rows.setdefault(f"λ = {e:g}, ours", {})
+        for game in frame["panel"].unique():
+            if {(game, "dense", e), (game, "SAP-100", e)} <= set(found.index):
+                change, low, high = relative_change(found[game, "SAP-100", e], found[game, "dense", e])
+                ours[game] = f"{100 * change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        published = TABLE_1.get(e, ())
+        if len(published) == len(GAMES):
+            rows[f"λ = {e:g}, published"] = {g: f"{100 * v:+.1f}" for g, v in zip(GAMES, published, strict=True)}
+        elif published:
+            loose.append(f"λ = {e:g}: " + ", ".join(f"{100 * v:+.1f}" for v in published))
+    wide = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(frame["panel"].unique())).fillna("–")
+    table = wide.rename_axis("change (%) [95 % interval]").to_markdown(disable_numparse=True)
+    if loose:
+        rest = "; ".join(loose)
+        table += f"\n\nPublished too, with blanks whose games are not known, in the paper's order (%): {rest}."
+    return Markdown(table)
+
+
+def attacked_play(moments: list[Moment], actions: list[str]) -> Figure:
+    """What happens, what is added and what the agent sees, and the values of its actions before (grey) and after.
+
+    One column per moment; the frame is the newest of the four.
+    """
+    _style()
+    figure, axes = plt.subplots(
+        4, len(moments), figsize=(2.4 * len(moments), 8.6), squeeze=False, layout="constrained",
+        height_ratios=[1, 1, 1, 1.2],
+    )  # fmt: skip
+    for number, (column, moment) in enumerate(zip(axes.T, moments, strict=True)):
+        frame, shown = moment.seen[-1].float().numpy(), moment.shown[-1].numpy()
+        reach = max(1.0, float(np.abs(shown - frame).max()))
+        column[0].imshow(frame, cmap="gray", vmin=0, vmax=255)
+        column[1].imshow(shown - frame, cmap="coolwarm", vmin=-reach, vmax=reach)
+        column[2].imshow(shown, cmap="gray", vmin=0, vmax=255)
+        column[0].set_title(f"step {moment.step}")
+        for axes_ in column[:3]:
+            axes_.set(xticks=[], yticks=[])
+            axes_.grid(False)
+        places = np.arange(len(actions))
+        for values, color, shift in ((moment.before, "0.6", -0.2), (moment.after, "C3", 0.2)):
+            best = int(values.argmax())
+            edges = ["black" if i == best else color for i in places]
+            column[3].barh(places + shift, values.numpy(), 0.4, color=color, edgecolor=edges)
+        column[3].set_yticks(places, [""] * len(actions) if number else actions, fontsize=7)
+        low = min(float(moment.before.min()), float(moment.after.min()))
+        high = max(float(moment.before.max()), float(moment.after.max()))
+        column[3].set_xlim(low - 0.2 * (high - low), high + 0.1 * (high - low))
+        column[3].invert_yaxis()
+        column[3].set_xlabel("value")
+    for name, axes_ in zip(("frame", "perturbation", "seen"), axes[:3, 0], strict=True):
+        axes_.set_ylabel(name)
+    return figure
+
+
+def film(plays: dict[str, list[Moment]], path: Path, scale: int = 2, milliseconds: int = 66) -> None:
+    """A GIF of what several players see, side by side, under their names; as long as the shortest."""
+    side = plays[next(iter(plays))][0].shown.shape[-1] * scale
+    pages = []
+    for moments in zip(*plays.values(), strict=False):
+        page = Image.new("L", (len(plays) * side + 4 * (len(plays) - 1), side + 14), 255)
+        for i, (name, moment) in enumerate(zip(plays, moments, strict=True)):
+            picture = Image.fromarray(moment.shown[-1].round().to(torch.uint8).numpy())
+            page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (i * (side + 4), 14))
+            ImageDraw.Draw(page).text((i * (side + 4) + 2, 1), name, fill=0)
+        pages.append(page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, optimize=True)
+
+
 def speed_bars(frame: pd.DataFrame, axis: str, lines: dict[str, float] | None = None) -> Figure:
     """Horizontal bars on a logarithmic axis, a row of `frame` each: label, p20, p50, p80. `lines` are upright."""
     _style()
@@ -384,12 +524,13 @@ def published_table(frame: pd.DataFrame) -> Markdown:
 def origin(frame: pd.DataFrame) -> Markdown:
     """One line: how many images and passes, which device, which commit, and what is not computed yet."""
     line = []
+    what = "images" if "images" in frame else "episodes"
     for noisy, part in frame.groupby("noisy", sort=True):
-        images, passes = (_range(part[name]) for name in ("images", "passes"))
+        images, passes = (_range(part[name]) for name in (what, "passes"))
         gradients = part["gradient_passes"][part["gradient_passes"] > 0]
         more = f", {_range(gradients)} per gradient" if noisy and len(gradients) else ""
         many = "es" * (passes != "1")
-        line.append(f"{'noisy' if noisy else 'deterministic'}: {images} images, {passes} pass{many} per output{more}")
+        line.append(f"{'noisy' if noisy else 'deterministic'}: {images} {what}, {passes} pass{many} per output{more}")
     devices, commits = (", ".join(sorted(set(frame[name]))) for name in ("device", "commit"))
     missing = frame.attrs["missing"]
     figure = frame.attrs["figure"]
@@ -397,7 +538,12 @@ def origin(frame: pd.DataFrame) -> Markdown:
         f" **Not computed yet: {len(missing)} of the cells; `sapcore run {figure}` computes them.**" if missing else ""
     )
     where = f"device: {devices}; commit: {commits}" if len(frame) else "nothing stored"
-    return Markdown(f"*{figure}, {frame.attrs['settings'].dataset}; {'; '.join([*line, where])}.*{gap}")
+    return Markdown(f"*{figure}, {_subject(frame)}; {'; '.join([*line, where])}.*{gap}")
+
+
+def _subject(frame: pd.DataFrame) -> str:
+    """What a frame's numbers were measured on."""
+    return str(frame.attrs["settings"].dataset) if "images" in frame else "Atari"
 
 
 def _range(values: pd.Series) -> str:
@@ -409,5 +555,5 @@ def csv_link(frame: pd.DataFrame) -> HTML:
     """A link that downloads the figure's numbers as CSV; it carries them, so it works in any copy of the page."""
     frame = frame if frame.get("panel", pd.Series()).any() else frame.drop(columns="panel", errors="ignore")
     content = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    name = f"{frame.attrs['figure']}-{frame.attrs['settings'].dataset}.csv"
+    name = f"{frame.attrs['figure']}-{_subject(frame)}.csv"
     return HTML(f'<a download="{name}" href="data:text/csv;base64,{content}">The numbers of this figure as CSV</a>')

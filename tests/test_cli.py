@@ -15,7 +15,7 @@ from sapcore.cli import main
 from sapcore.experiments import cells, settings
 
 TINY = ("--dataset", "digits", "--eps", "0", "3", "--examples", "3", "--passes", "2")
-COMMANDS = ("data", "train", "run", "status", "verify")
+COMMANDS = ("data", "train", "film", "run", "status", "verify")
 
 
 def call(*arguments: str) -> int:
@@ -58,6 +58,9 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["run", *TINY, "--seed", "-1"], "seed is -1, but must be a whole number from 0 to"),
     (["run", *TINY, "--device", "tpu7"], "device is 'tpu7', but must be cpu, cuda or cuda:N"),
     (["run", *TINY, "--workers", "-1"], "workers is -1, but must be a whole number of 1 or more"),
+    (["film", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
+    (["film", "Bowling", "--steps", "0"], "steps is 0, but must be a whole number of 1 or more"),
+    (["run", "table1", "--game", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, "),
     (["train", "resnet20-digits", "--device", "gpu"], "device is 'gpu', but must be cpu, cuda or cuda:N"),
 ]

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,10 +16,13 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
+from PIL import Image
 
 from sapcore import checkpoints, figures
 from sapcore.experiments import settings
-from sapcore.published import PUBLISHED
+from sapcore.published import PUBLISHED, TABLE_1
+from sapcore.rl.environments import GAMES
+from sapcore.rl.playing import Moment
 
 
 @pytest.fixture(autouse=True)
@@ -383,3 +387,91 @@ def test_model_cards_say_what_each_network_was_trained_with() -> None:
     lines = figures.model_cards(cards).data.splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == ["–", "20% FGSM at λ = 2", "dropout 0.25"]
     assert all("91.23% of 10,000" in line and "0.5 (3), 0.05 (2)" in line for line in lines)
+
+
+# Games
+
+
+def games(names: tuple[str, ...] = GAMES) -> pd.DataFrame:
+    """A frame of Table 1 as `experiments.stored` makes it: SAP-100 scores half at 0 and twice as much under attack."""
+    rows: list[dict[str, Any]] = []
+    for game in names:
+        for series, e in [("random", 0), *((s, e) for s in ("dense", "SAP-100") for e in (0, 1, 2))]:
+            mean = {"random": 5.0, "dense": 20.0 if e == 0 else 4.0}.get(series, 10.0 if e == 0 else 8.0)
+            rows.append({
+                "panel": game, "series": series, "eps": e, "mean": mean, "low": mean - 1, "high": mean + 2,
+                "returns": [mean - 1, mean + 1], "episodes": 30, "passes": 10 if series == "SAP-100" else 1,
+                "noisy": series == "SAP-100", "level": None, "gradient_passes": 1 if e else 0, "steps": 0,
+                "gradients": 1 if e else 0, "device": "a CPU", "commit": "abc123", "date": "2026-01-01",
+            })  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame.attrs = {"figure": "table1", "missing": [], "settings": settings()}
+    return frame
+
+
+def test_table_1_stands_beside_the_published_one_and_leaves_its_blanks_open() -> None:
+    lines = figures.table1(games()).data.splitlines()
+    assert [re.sub(r"\|.*", "", line.strip("| ")).strip() for line in lines[2:7]] == [
+        "λ = 0, ours", "λ = 0, published", "λ = 1, ours", "λ = 1, published", "λ = 2, ours",
+    ]  # fmt: skip
+    assert lines[2].count("-50.0 [") == 6
+    assert lines[4].count("+100.0 [") == 6
+    assert [cell.strip() for cell in lines[5].split("|")[2:8]] == [f"{100 * v:+.1f}" for v in TABLE_1[1]]
+    assert lines[-1].endswith("λ = 2: +9.8, +20.8, +204.8, +110.1, +92.3.")
+    alone = figures.table1(games(("Bowling",))).data
+    assert "+3425.9" in alone
+    assert "Assault" not in alone
+
+
+def test_returns_are_shown_with_chance_beside_them() -> None:
+    frame = games()
+    panels = figures.returns(frame).axes
+    assert [axes.get_title() for axes in panels] == list(GAMES)
+    for axes in panels:
+        assert set(axes.get_legend_handles_labels()[1]) == {"at random", "dense", "SAP-100"}
+        assert axes.get_ylim()[0] <= 0
+    text = figures.returns_table(frame).data
+    assert "Bowling, random" in text
+    assert "20.0 [19.0, 22.0]" in text
+    origin = figures.origin(frame).data
+    assert "table1, Atari; deterministic: 30 episodes, 1 pass per output; noisy: 30 episodes, 10 passes" in origin
+    assert 'download="table1-Atari.csv"' in figures.csv_link(frame).data
+
+
+@pytest.mark.parametrize("names", [(), ("Bowling",), GAMES])
+def test_games_are_drawn_whether_all_are_there_or_none(names: tuple[str, ...]) -> None:
+    frame = games(names) if names else games().iloc[:0]
+    frame.attrs = games().attrs
+    if names:
+        figures.returns(frame)
+    figures.returns_table(frame)
+    figures.table1(frame)
+    history = [{"step": 10_000 * i, "mean_return": None if i == 3 else float(i)} for i in range(20)]
+    drawn = figures.learning_curves(dict.fromkeys(names, history))
+    assert sum(axes.get_visible() for axes in drawn.axes) == max(1, len(names))
+
+
+def moments(count: int) -> list[Moment]:
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randint(0, 256, (count, 4, 84, 84), generator=generator, dtype=torch.uint8)
+    shown = (seen.float() + 4).clamp(0, 255)
+    values = torch.randn(count, 2, 3, generator=generator)
+    return [Moment(i, seen[i], shown[i], *values[i]) for i in range(count)]
+
+
+def test_an_attacked_play_shows_frames_perturbation_and_values() -> None:
+    drawn = figures.attacked_play(moments(3), ["NOOP", "UP", "FIRE"])
+    assert len(drawn.axes) == 12
+    assert [axes.get_title() for axes in drawn.axes[:3]] == ["step 0", "step 1", "step 2"]
+    assert [label.get_text() for label in drawn.axes[9].get_yticklabels()] == ["NOOP", "UP", "FIRE"]
+    added = drawn.axes[3].images[0].get_array()
+    assert added is not None
+    assert float(added.max()) == 4
+
+
+def test_a_film_shows_its_players_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "film.gif"
+    figures.film({"dense": moments(5), "SAP-100": moments(4)}, path)
+    with Image.open(path) as film:
+        assert film.n_frames == 4  # type: ignore[attr-defined]
+        assert film.size[0] > 2 * 84

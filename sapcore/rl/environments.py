@@ -66,6 +66,18 @@ def make(game: str, count: int, rules: Rules | None = None) -> Any:
     )
 
 
+def action_names(game: str) -> list[str]:
+    """What the actions do, in their order, such as UPRIGHT."""
+    import ale_py
+    import gymnasium
+
+    gymnasium.register_envs(ale_py)
+    env: Any = gymnasium.make(f"ALE/{check_game(game)}-v5")
+    names: list[str] = env.unwrapped.get_action_meanings()
+    env.close()
+    return names
+
+
 def check_game(game: str) -> str:
     """The game's name; raises `SapcoreError` if it is none of the six."""
     if game not in GAMES:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +95,31 @@ def play(
         playing = playing[~ended]
     env.close()
     return Episodes(returns.tolist(), steps)
+
+
+class Moment(NamedTuple):
+    """One step of an episode: uint8 (4, 84, 84) as it is, float32 as the agent sees it, and the values (actions,) of
+    the attacked network for the first and of the agent for the second."""
+
+    step: int
+    seen: Tensor
+    shown: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def moments(agent: nn.Module, game: str, steps: int, **arguments: Any) -> list[Moment]:
+    """The first `steps` steps of one episode, or fewer where it ends before; `arguments` as in `play`."""
+    found: list[Moment] = []
+
+    def keep(step: int, *seen: Tensor) -> None:
+        if step < steps:
+            found.append(Moment(step, *(t[0].clone() for t in seen)))
+
+    rules = arguments.pop("rules", None) or Rules()
+    short = dataclasses.replace(rules, frames_per_episode=rules.frameskip * (steps + rules.noops))
+    play(agent, game, 1, rules=short, watch=keep, **arguments)
+    return found
 
 
 def _at_random(seed: int, step: int, episodes: int, actions: int) -> NDArray[np.int64]:
