@@ -2,10 +2,11 @@
 
     python benchmarks/accelerator.py --out FOLDER [--minutes 9]
 
-In order: the tests of the Triton kernels on the hardware, the benchmarks, the trainings that have no checkpoint, and
-the cells that are missing from the store. Each step that is done leaves a mark in FOLDER and is not repeated; its log
-is there too. After each step what is new under data/ is packed into FOLDER/results.tar, to be unpacked in the
-repository that the numbers are for. No step is begun after `--minutes`; training and cells stop there and go on later.
+In order: the tests of the Triton kernels on the hardware, the benchmarks, the trainings that have no checkpoint, all of
+them side by side, and the cells that are missing from the store. Each step that is done leaves a mark in FOLDER and is
+not repeated; its log is there too. After each step what is new under data/ is packed into FOLDER/results.tar, to be
+unpacked in the repository that the numbers are for. No step is begun after `--minutes`; training and cells stop there
+and go on later.
 """
 
 import argparse
@@ -25,32 +26,46 @@ BENCHMARKS = ("sampling", "network", "attacks", "eot", "training", "double_dqn",
 NEW = ("data/benchmarks", "data/results", "data/checkpoints")
 
 
-def steps() -> dict[str, list[str]]:
-    """The commands, each under the name of its mark."""
+def steps() -> list[dict[str, list[str]]]:
+    """The commands, each under the name of its mark; those of one group run side by side."""
     python = [sys.executable]
-    commands = {"tests": [*python, "-m", "pytest", "-q", "tests/sap/test_gpu.py"]}
-    commands |= {name: [*python, f"benchmarks/{name}.py"] for name in BENCHMARKS}
-    for name in (*RECIPES, *double_dqn.RECIPES):
-        if not (ROOT / "data" / "checkpoints" / f"{name}.safetensors").exists():
-            commands[f"train-{name}"] = [*python, "-m", "sapcore.cli", "train", name]
-    return commands | {"cells": [*python, "-m", "sapcore.cli", "run"]}
+    groups = [{"tests": [*python, "-m", "pytest", "-q", "tests/sap/test_gpu.py"]}]
+    groups += [{name: [*python, f"benchmarks/{name}.py"]} for name in BENCHMARKS]
+    untrained = [
+        name for name in (*RECIPES, *double_dqn.RECIPES)
+        if not (ROOT / "data" / "checkpoints" / f"{name}.safetensors").exists()
+    ]  # fmt: skip
+    groups.append({f"train-{name}": [*python, "-m", "sapcore.cli", "train", name] for name in untrained})
+    return [*groups, {"cells": [*python, "-m", "sapcore.cli", "run"]}]
 
 
-def run(command: list[str], log: Path, seconds: float) -> int | None:
-    """The command's exit status, or None if it was still at work after this time and was stopped."""
-    print(" ".join(command[1:]), flush=True)
-    with log.open("a") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=_environment())
+def run(commands: dict[str, list[str]], out: Path, deadline: float) -> dict[str, int | None]:
+    """Each command's exit status, or None if it was still at work at the deadline and was stopped."""
+    processes = {}
+    for name, command in commands.items():
+        print(" ".join(command[1:]), flush=True)
+        with (out / f"{name}.log").open("a") as file:
+            processes[name] = subprocess.Popen(
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=_environment(len(commands))
+            )
+    found: dict[str, int | None] = {}
+    for name, process in processes.items():
         try:
-            return process.wait(timeout=max(1.0, seconds))
+            found[name] = process.wait(timeout=max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             process.wait()
-            return None
+            found[name] = None
+    return found
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+def _environment(processes: int) -> dict[str, str]:
+    """Ours, with the CPU's cores shared out among the processes."""
+    found = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    if processes > 1:
+        threads = str(max(1, (os.cpu_count() or 1) // processes))
+        found |= {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+    return found
 
 
 def pack(out: Path) -> None:
@@ -75,20 +90,21 @@ def main() -> None:
     marks = options.out / "done.txt"
     done = set(marks.read_text().split()) if marks.exists() else set()
     failed = []
-    for name, command in steps().items():
-        if name in done:
+    for group in steps():
+        todo = {name: command for name, command in group.items() if name not in done}
+        if not todo:
             continue
         if time.monotonic() > deadline:
             print("out of time; start again to go on", flush=True)
             break
-        status = run(command, options.out / "log.txt", deadline - time.monotonic())
-        if status == 0:
-            done.add(name)
-            marks.write_text("\n".join(sorted(done)) + "\n")
-        elif status is not None:
-            failed.append(name)
+        for name, status in run(todo, options.out, deadline).items():
+            if status == 0:
+                done.add(name)
+                marks.write_text("\n".join(sorted(done)) + "\n")
+            elif status is not None:
+                failed.append(name)
+            print(f"{name}: {'not finished' if status is None else 'done' if status == 0 else 'FAILED'}", flush=True)
         pack(options.out)
-        print(f"{name}: {'not finished' if status is None else 'done' if status == 0 else 'FAILED'}", flush=True)
     sys.exit(1 if failed else 0)
 
 

@@ -1,18 +1,22 @@
 """Each benchmark runs, prints one table and appends one row; here with so little work that its numbers mean nothing."""
 
+import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.patches import Rectangle
 
-from sapcore import figures, results
+from sapcore import checkpoints, figures, results, training
 from sapcore.errors import SapcoreError
 from sapcore.paths import ROOT
+from sapcore.rl import double_dqn
 
 TINY = {
     "sampling": ["--rounds", "1", "--passes", "4"],
@@ -87,3 +91,31 @@ def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
         [1, 10, 100],
         [1, 100, 10_000],
     ]
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("accelerator")
+
+
+def test_the_accelerators_steps_are_the_tests_the_benchmarks_what_is_untrained_and_the_cells(accelerator: Any) -> None:
+    first, *others, trainings, last = accelerator.steps()
+    assert [list(first), list(last)] == [["tests"], ["cells"]]
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {name for group in others for name in group} == scripts - {"accelerator", "common"}
+    trained = set(checkpoints.names())
+    everything = {*training.RECIPES, *double_dqn.RECIPES}
+    assert {name.removeprefix("train-") for name in trainings} == everything - trained
+
+
+def test_the_accelerator_runs_a_group_side_by_side_and_stops_at_the_deadline(accelerator: Any, tmp_path: Path) -> None:
+    commands = {
+        "done": [sys.executable, "-c", "print('hello')"],
+        "failed": [sys.executable, "-c", "raise SystemExit(3)"],
+        "late": [sys.executable, "-c", "import time; time.sleep(600)"],
+    }
+    started = time.monotonic()
+    assert accelerator.run(commands, tmp_path, started + 3) == {"done": 0, "failed": 3, "late": None}
+    assert time.monotonic() < started + 300
+    assert (tmp_path / "done.log").read_text() == "hello\n"
