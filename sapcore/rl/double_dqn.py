@@ -45,10 +45,7 @@ class Recipe:
     steps: int = 1_000_000
     games: int = 16
     """Played at once."""
-    minibatch: int = 128
-    mean_over: int = 32
-    """The gradient is the mean over so many samples, and their sum over the minibatch: a larger one makes fewer, but
-    larger steps."""
+    minibatch: int = 64
     samples_per_step: int = 8
     """Transitions learnt from per step played, as with minibatches of 32 after every fourth step."""
     replay: int = 1_000_000
@@ -61,8 +58,11 @@ class Recipe:
     epsilon_steps: int = 250_000
     """Steps on which it falls from 1."""
     learning_rate: float = 2.5e-4
+    """Of centered RMSProp on the gradient's sum over a minibatch, as Mnih et al. (2015) have it."""
     gamma1: float = 0.95
+    """The decay of the gradient's average."""
     gamma2: float = 0.95
+    """The decay of the average of its square."""
     rmsprop_epsilon: float = 0.01
     seed: int = 0
     rules: Rules = dataclasses.field(default_factory=Rules)
@@ -210,13 +210,12 @@ class _Run:
             follows = self._values(self.target, batch.next_states).gather(1, best)[:, 0]
             goal = rewards + recipe.discount * follows * ~terminals
         values = self._values(self.online, batch.states).gather(1, actions[:, None])[:, 0]
-        loss = F.huber_loss(values, goal)
-        gradient = loss * (recipe.minibatch / recipe.mean_over)
+        loss = F.huber_loss(values, goal, reduction="sum")
         for parameter in self.online.parameters():
             parameter.grad = None
-        gradient.backward()
+        loss.backward()
         self.optimizer.step()
-        self.losses.append(loss.detach())
+        self.losses.append(loss.detach() / recipe.minibatch)
         self.values.append(values.detach().mean())
 
     def _end_row(self) -> None:
