@@ -1,4 +1,4 @@
-"""The command line: `sapcore data`, `train`, `film`, `run`, `status`, `verify`."""
+"""The command line: `sapcore data`, `train`, `film`, `run`, `status`, `verify`, `claims`."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from sapcore import checkpoints, data, experiments, results, runner, training
+from sapcore import checkpoints, claims, data, experiments, results, runner, training
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.paths import ROOT, data_root
@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--steps", type=int, default=150, help="agent steps, a picture each")
     add.add_argument("--seed", type=int, default=0)
     add.set_defaults(command=_film)
+
+    add = commands.add_parser("claims", help="judge the paper's claims", description=_claims.__doc__)
+    add.add_argument("--json", action="store_true", help="print everything as JSON")
+    add.set_defaults(command=_claims)
 
     for name, command, text in (
         ("run", _run, "compute the cells that are missing"),
@@ -196,6 +200,19 @@ def _verify(parsed: argparse.Namespace) -> int:
         differing += not check.same
         print(f"{'same' if check.same else 'DIFFERENT':10}{check.cell.label}: {check.reason}", flush=True)
     return 1 if differing else 0
+
+
+def _claims(parsed: argparse.Namespace) -> int:
+    """Judge every claim of the paper by the numbers in the store, each by its own rule."""
+    card = claims.scorecard()
+    if parsed.json:
+        print(json.dumps(card.to_dict(orient="records"), indent=2, ensure_ascii=False))
+        return 0
+    for row in card.to_dict(orient="records"):
+        print(f"{row['verdict']:20}{row['place']}: {row['sentence']}")
+        print(f"{'':20}{row['why']}" + (f"; published: {row['published']}" if row["published"] else ""))
+    print(", ".join(f"{count} {verdict}" for verdict, count in claims.counts(card).items()))
+    return 0
 
 
 def _settings(parsed: argparse.Namespace) -> experiments.Settings:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from sapcore import checkpoints, experiments, results, runner, training
+from sapcore import checkpoints, claims, experiments, results, runner, training
 from sapcore.cli import main
 from sapcore.experiments import cells, settings
 
 TINY = ("--dataset", "digits", "--eps", "0", "3", "--examples", "3", "--passes", "2")
-COMMANDS = ("data", "train", "film", "run", "status", "verify")
+COMMANDS = ("data", "train", "film", "run", "status", "verify", "claims")
 
 
 def call(*arguments: str) -> int:
@@ -248,3 +248,16 @@ def test_the_installed_command_ends_with_exit_code_2_and_no_traceback() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("sapcore: no figure is named 'fig9'")
     assert done.stderr.count("\n") == 1
+
+
+def test_claims_are_printed_with_their_numbers_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("claims") == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 * len(claims.CLAIMS)
+    counted = {verdict: int(count) for count, verdict in (part.split(" ", 1) for part in last.split(", "))}
+    assert list(counted) == list(claims.VERDICTS)
+    assert sum(counted.values()) == len(claims.CLAIMS)
+    assert call("claims", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found] == [claim.name for claim in claims.CLAIMS]
+    assert all(row["verdict"] in claims.VERDICTS and row["why"] and row["rule"] for row in found)

@@ -1,0 +1,649 @@
+"""The paper's claims: each with its rule of judgement, and a verdict that is computed from the store.
+
+Rules compare 95 % intervals: "clearly above" means that the lower end of one lies above the upper end of the other.
+A claim whose cells are not all there cannot be judged.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+from sapcore import experiments, results
+from sapcore.checkpoints import CheckpointError
+from sapcore.errors import SapcoreError
+from sapcore.published import PUBLISHED, TABLE_1
+from sapcore.rl.environments import GAMES
+from sapcore.rl.playing import relative_change
+
+HOLDS, DIRECTION, FAILS, OPEN = "holds", "holds in direction", "does not hold", "cannot be judged"
+VERDICTS = (HOLDS, DIRECTION, FAILS, OPEN)
+SMALL = (1, 2, 4)
+"""The paper speaks of small perturbations where SAP gains; its numbers are for these."""
+
+
+class Verdict(NamedTuple):
+    """One of `VERDICTS`, and the numbers behind it."""
+
+    verdict: str
+    why: str
+
+
+class Missing(Exception):
+    """A number that a rule needs is not in the store."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper that numbers can test."""
+
+    name: str
+    place: str
+    sentence: str
+    """In our words."""
+    rule: str
+    """When it holds, stated before the numbers."""
+    figure: str
+    """The figure whose cells test it; "" where nothing does yet."""
+    chapter: str
+    judge: Callable[["Numbers"], Verdict]
+    published: str = ""
+    """The number, where a public source has one, with that source."""
+
+
+class Numbers:
+    """The stored numbers of the book's figures."""
+
+    def __init__(self) -> None:
+        self._frames: dict[str, pd.DataFrame] = {}
+
+    def frame(self, figure: str) -> pd.DataFrame:
+        """A figure's numbers; raises `Missing` if its network is not trained."""
+        if figure not in self._frames:
+            try:
+                self._frames[figure] = experiments.stored(figure, experiments.Settings())
+            except CheckpointError:
+                raise Missing(f"a network of {figure} is not trained") from None
+        return self._frames[figure]
+
+    def at(self, figure: str, series: str, eps: float, panel: str = "") -> pd.Series:
+        """One point, with its accuracy and interval; raises `Missing` if it is not there."""
+        frame = self.frame(figure)
+        found = frame[(frame["series"] == series) & (frame["eps"] == eps)]
+        if panel:
+            found = found[found["panel"] == panel]
+        if found.empty:
+            raise Missing(f"{series} at λ = {eps:g} is not computed")
+        return found.iloc[0]
+
+    def whole(self, figure: str) -> pd.DataFrame:
+        """All of a figure's numbers; raises `Missing` if any is not there."""
+        frame = self.frame(figure)
+        if frame.attrs["missing"]:
+            raise Missing(f"{len(frame.attrs['missing'])} cells are not computed")
+        return frame
+
+
+def judged(claim: Claim, numbers: Numbers | None = None) -> Verdict:
+    """The verdict on a claim."""
+    try:
+        return claim.judge(numbers or Numbers())
+    except Missing as missing:
+        return Verdict(OPEN, str(missing))
+
+
+def scorecard() -> pd.DataFrame:
+    """All claims with their verdicts, one row each: every field of `Claim` but its rule as code."""
+    numbers = Numbers()
+    names = [field.name for field in dataclasses.fields(Claim) if field.name != "judge"]
+    return pd.DataFrame(
+        [{**{name: getattr(c, name) for name in names}, **judged(c, numbers)._asdict()} for c in CLAIMS]
+    )
+
+
+def counts(card: pd.DataFrame) -> dict[str, int]:
+    """How many claims have each verdict."""
+    return {verdict: int((card["verdict"] == verdict).sum()) for verdict in VERDICTS}
+
+
+def _percent(x: float) -> str:
+    return f"{100 * x:.1f} %"
+
+
+def _shown(row: pd.Series) -> str:
+    return f"{_percent(row['accuracy'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _compared(pairs: list[tuple[str, pd.Series, pd.Series]]) -> Verdict:
+    """Is the first of every pair clearly above the second? In direction: its accuracy is at least above."""
+    why = "; ".join(f"{label}: {_shown(a)} against {_shown(b)}" for label, a, b in pairs)
+    if all(a["low"] > b["high"] for _, a, b in pairs):
+        return Verdict(HOLDS, why)
+    if all(a["accuracy"] > b["accuracy"] for _, a, b in pairs):
+        return Verdict(DIRECTION, why)
+    return Verdict(FAILS, why)
+
+
+def _above(figure: str, series: str, other: str, grid: tuple[float, ...]) -> Callable[[Numbers], Verdict]:
+    """`series` is clearly above `other` at each eps."""
+    return lambda n: _compared([(f"λ = {e:g}", n.at(figure, series, e), n.at(figure, other, e)) for e in grid])
+
+
+def _published(figure: str, series: str, eps: float, minus: str = "") -> float:
+    (found,) = (p for p in PUBLISHED if (p.figure, p.series, p.eps, p.minus) == (figure, series, eps, minus))
+    return found.value
+
+
+def _source(figure: str, series: str, eps: float, minus: str = "") -> str:
+    (found,) = (p for p in PUBLISHED if (p.figure, p.series, p.eps, p.minus) == (figure, series, eps, minus))
+    value = f"{100 * found.value:+.1f} points" if minus else _percent(found.value)
+    return f"{value} ({found.source})"
+
+
+def _is_the_published(figure: str, series: str, eps: float) -> Callable[[Numbers], Verdict]:
+    """The published accuracy lies in our interval; in direction: within five points of it."""
+
+    def judge(n: Numbers) -> Verdict:
+        ours, value = n.at(figure, series, eps), _published(figure, series, eps)
+        why = f"{_shown(ours)}, published {_percent(value)}"
+        if ours["low"] <= value <= ours["high"]:
+            return Verdict(HOLDS, why)
+        return Verdict(DIRECTION if abs(ours["accuracy"] - value) <= 0.05 else FAILS, why)
+
+    return judge
+
+
+def _gain_is_the_published(n: Numbers) -> Verdict:
+    sap, dense = n.at("fig1b", "SAP-100", 1), n.at("fig1b", "dense", 1)
+    value = _published("fig1b", "SAP-100", 1, "dense")
+    low, high = sap["low"] - dense["high"], sap["high"] - dense["low"]
+    gain = sap["accuracy"] - dense["accuracy"]
+    why = f"{100 * gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], published {100 * value:+.1f}"
+    if low <= value <= high:
+        return Verdict(HOLDS, why)
+    return Verdict(DIRECTION if gain > 0 else FAILS, why)
+
+
+def _keeps_accuracy(n: Numbers) -> Verdict:
+    sap, dense = n.at("fig1b", "SAP-100", 0), n.at("fig1b", "dense", 0)
+    why = f"SAP-100 {_shown(sap)}, dense {_shown(dense)}"
+    if sap["high"] >= dense["low"]:
+        return Verdict(HOLDS, why)
+    return Verdict(DIRECTION if dense["accuracy"] - sap["accuracy"] <= 0.1 else FAILS, why)
+
+
+def _converges_to_dense(n: Numbers) -> Verdict:
+    distances = []
+    for k in experiments.PERCENTS:
+        gaps = [
+            abs(n.at("fig1b", f"SAP-{k}", e)["accuracy"] - n.at("fig1b", "dense", e)["accuracy"])
+            for e in experiments.EPS
+        ]
+        distances.append(sum(gaps) / len(gaps))
+    why = "mean distance from dense over λ: " + ", ".join(
+        f"SAP-{k} {100 * d:.1f}" for k, d in zip(experiments.PERCENTS, distances, strict=True)
+    )
+    falling = all(a >= b for a, b in itertools.pairwise(distances[2:]))
+    clean = n.at("fig1b", "dense", 0)["accuracy"] - n.at("fig1b", "SAP-200", 0)["accuracy"]
+    if falling and clean <= 0.03:
+        return Verdict(HOLDS, why)
+    return Verdict(DIRECTION if falling else FAILS, why)
+
+
+def _few_samples(n: Numbers) -> Verdict:
+    rows = [n.at("fig1b", f"SAP-{k}", 0) for k in experiments.PERCENTS]
+    why = ", ".join(f"SAP-{k} {_percent(r['accuracy'])}" for k, r in zip(experiments.PERCENTS, rows, strict=True))
+    ordered = all(a["accuracy"] <= b["accuracy"] + 0.02 for a, b in itertools.pairwise(rows))
+    return Verdict(HOLDS if ordered and rows[0]["high"] < rows[-1]["low"] else FAILS, why)
+
+
+def _few_samples_help(n: Numbers) -> Verdict:
+    """Some SAP-k of fewer samples than 100 is clearly above dense at every small eps."""
+    helped = []
+    for e in SMALL:
+        dense = n.at("fig1b", "dense", e)
+        rows = {k: n.at("fig1b", f"SAP-{k}", e) for k in experiments.PERCENTS if k < 100}
+        best = max(rows, key=lambda k: rows[k]["accuracy"])
+        helped.append((f"λ = {e:g}, SAP-{best}", rows[best], dense))
+    why = "; ".join(f"{label} {_shown(a)}, dense {_shown(b)}" for label, a, b in helped)
+    above = [a["low"] > b["high"] for _, a, b in helped]
+    return Verdict(HOLDS if all(above) else DIRECTION if any(above) else FAILS, why)
+
+
+def _best_percent(n: Numbers) -> Verdict:
+    means = {k: sum(n.at("fig1b", f"SAP-{k}", e)["accuracy"] for e in SMALL) / len(SMALL) for k in experiments.PERCENTS}
+    best = max(means, key=means.__getitem__)
+    why = "mean accuracy over λ = 1, 2, 4: " + ", ".join(f"SAP-{k} {_percent(v)}" for k, v in means.items())
+    if best == 100:
+        return Verdict(HOLDS, why)
+    return Verdict(DIRECTION if means[best] - means[100] <= 0.02 else FAILS, why)
+
+
+def _degrades_quickly(n: Numbers) -> Verdict:
+    clean, *attacked = (n.at("sec2", "dense", e) for e in (0, 1, 2))
+    why = f"{_shown(clean)} at λ = 0, {_shown(attacked[0])} at 1, {_shown(attacked[1])} at 2"
+    lost = clean["accuracy"] - attacked[0]["accuracy"]
+    return Verdict(HOLDS if lost >= 0.1 else DIRECTION if attacked[0]["high"] < clean["low"] else FAILS, why)
+
+
+def _near_random(n: Numbers) -> Verdict:
+    frame = n.whole("fig1a")
+    rows = frame[frame["eps"] == 64]
+    worst = rows.sort_values("accuracy").iloc[-1]
+    why = f"at λ = 64 the best of {len(rows)} is {worst['series']}: {_shown(worst)}"
+    return Verdict(HOLDS if worst["accuracy"] <= 0.2 else FAILS, why)
+
+
+def _no_gain(figure: str, prefix: str, grid: tuple[float, ...]) -> Callable[[Numbers], Verdict]:
+    """No series of this name is clearly above dense at any eps; in direction: at one."""
+
+    def judge(n: Numbers) -> Verdict:
+        frame = n.whole(figure)
+        gains = []
+        for e in grid:
+            dense = n.at(figure, "dense", e)
+            rows = frame[frame["series"].str.startswith(prefix) & (frame["eps"] == e)]
+            gains.append((e, rows.sort_values("accuracy").iloc[-1], dense))
+        why = "; ".join(f"λ = {e:g}: best {b['series']} {_shown(b)}, dense {_shown(d)}" for e, b, d in gains)
+        clear = sum(b["low"] > d["high"] for _, b, d in gains)
+        return Verdict((HOLDS, DIRECTION)[clear] if clear < 2 else FAILS, why)
+
+    return judge
+
+
+def _low_dropout(n: Numbers) -> Verdict:
+    """Low rates at test time are like dense where nothing is attacked, higher ones lose it."""
+    lowest, highest = (f"dropout-{rate:g}" for rate in (experiments.TEST_RATES[0], experiments.TEST_RATES[-1]))
+    low, high, dense = (n.at("fig2a", name, 0) for name in (lowest, highest, "dense"))
+    why = f"at λ = 0: {lowest} {_shown(low)}, {highest} {_shown(high)}, dense {_shown(dense)}"
+    like, lost = dense["accuracy"] - low["accuracy"] <= 0.03, high["high"] < low["low"]
+    return Verdict(HOLDS if like and lost else DIRECTION if lost else FAILS, why)
+
+
+def _sap_costs_less_than_dropout(n: Numbers) -> Verdict:
+    """At the rate of dropout that prunes no more units than SAP-100 does, SAP-100 keeps more accuracy."""
+    sap = n.at("fig1b", "SAP-100", 0)
+    rows = [n.at("fig2a", f"dropout-{rate:g}", 0) for rate in experiments.TEST_RATES]
+    why = f"SAP-100 {_shown(sap)}; dropout " + ", ".join(
+        f"{rate:g}: {_shown(row)}" for rate, row in zip(experiments.TEST_RATES, rows, strict=True)
+    )
+    above = [sap["low"] > row["high"] for row in rows]
+    return Verdict(HOLDS if all(above[1:]) else DIRECTION if any(above) else FAILS, why)
+
+
+def _additive(n: Numbers) -> Verdict:
+    """ADV+SAP-100 is clearly above ADV at two of the larger eps."""
+    pairs = [(e, n.at("fig3", "ADV+SAP-100", e), n.at("fig3", "ADV", e)) for e in (4, 8, 16, 32, 64)]
+    why = "; ".join(f"λ = {e:g}: {_shown(a)} against {_shown(b)}" for e, a, b in pairs)
+    clear, above = (
+        sum(a["low"] > b["high"] for _, a, b in pairs), sum(a["accuracy"] > b["accuracy"] for _, a, b in pairs)
+    )  # fmt: skip
+    return Verdict(HOLDS if clear >= 2 else DIRECTION if above >= 2 else FAILS, why)
+
+
+def _similar(figure: str, series: str, other: str, grid: tuple[float, ...]) -> Callable[[Numbers], Verdict]:
+    """Within five points of each other at each eps; in direction: within ten."""
+
+    def judge(n: Numbers) -> Verdict:
+        pairs = [(e, n.at(figure, series, e), n.at(figure, other, e)) for e in grid]
+        why = "; ".join(f"λ = {e:g}: {_shown(a)} against {_shown(b)}" for e, a, b in pairs)
+        gap = max(abs(a["accuracy"] - b["accuracy"]) for _, a, b in pairs)
+        return Verdict(HOLDS if gap <= 0.05 else DIRECTION if gap <= 0.1 else FAILS, why)
+
+    return judge
+
+
+def _best_of_four(grid: tuple[float, ...]) -> Callable[[Numbers], Verdict]:
+    """ADV+SAP-100 has the highest accuracy of the four at every eps; in direction: at most of them."""
+
+    def judge(n: Numbers) -> Verdict:
+        winners = {}
+        for e in grid:
+            rows = {name: n.at("fig3", name, e)["accuracy"] for name in ("dense", "SAP-100", "ADV", "ADV+SAP-100")}
+            winners[e] = max(rows, key=rows.__getitem__)
+        why = "highest: " + ", ".join(f"{name} at λ = {e:g}" for e, name in winners.items())
+        won = sum(name == "ADV+SAP-100" for name in winners.values())
+        return Verdict(HOLDS if won == len(grid) else DIRECTION if 2 * won > len(grid) else FAILS, why)
+
+    return judge
+
+
+def _errors(n: Numbers) -> dict[str, dict[float, float]]:
+    """The calibration errors of Fig. 4, by network and eps."""
+    if n.frame("fig4").attrs["missing"]:
+        raise Missing(f"{len(n.frame('fig4').attrs['missing'])} cells are not computed")
+    frame = experiments.calibrations(experiments.Settings()).drop_duplicates(["series", "eps"])
+    return {str(name): dict(zip(part["eps"], part["ece"], strict=True)) for name, part in frame.groupby("series")}
+
+
+def _dense_uncalibrated(n: Numbers) -> Verdict:
+    errors = _errors(n)["dense"]
+    why = "calibration error of dense: " + ", ".join(f"{_percent(v)} at λ = {e:g}" for e, v in errors.items())
+    bad = sum(v >= 0.1 for v in errors.values())
+    return Verdict(HOLDS if bad == len(errors) else DIRECTION if 2 * bad > len(errors) else FAILS, why)
+
+
+def _others_better_calibrated(n: Numbers) -> Verdict:
+    errors = _errors(n)
+    dense = errors.pop("dense")
+    better = [row[e] < dense[e] for row in errors.values() for e in dense]
+    why = "; ".join(
+        f"λ = {e:g}: dense {_percent(dense[e])}, the others {_percent(min(row[e] for row in errors.values()))} to "
+        f"{_percent(max(row[e] for row in errors.values()))}"
+        for e in dense
+    )
+    return Verdict(HOLDS if all(better) else DIRECTION if 2 * sum(better) > len(better) else FAILS, why)
+
+
+def _best_calibrated(n: Numbers) -> Verdict:
+    errors = _errors(n)
+    winners = {}
+    for e in (8, 16, 32):
+        at = {name: row[e] for name, row in errors.items()}
+        winners[e] = min(at, key=at.__getitem__)
+    why = "smallest calibration error: " + ", ".join(
+        f"{name} ({_percent(errors[name][e])}) at λ = {e:g}" for e, name in winners.items()
+    )
+    won = sum(name == "ADV+SAP-100" for name in winners.values())
+    return Verdict(HOLDS if won == 3 else DIRECTION if won == 2 else FAILS, why)
+
+
+def _changes(n: Numbers, eps: float) -> dict[str, tuple[float, float, float]]:
+    def returns(series: str, game: str) -> list[float]:
+        found: list[float] = n.at("table1", series, eps, game)["returns"]
+        return found
+
+    return {game: relative_change(returns("SAP-100", game), returns("dense", game)) for game in GAMES}
+
+
+def _said(changes: dict[str, tuple[float, float, float]]) -> str:
+    return ", ".join(f"{g} {100 * c:+.1f} % [{100 * lo:+.1f}, {100 * hi:+.1f}]" for g, (c, lo, hi) in changes.items())
+
+
+def _games_lose_when_clean(n: Numbers) -> Verdict:
+    changes = _changes(n, 0)
+    lost, clearly = sum(c < 0 for c, _, _ in changes.values()), sum(high < 0 for _, _, high in changes.values())
+    return Verdict(HOLDS if clearly == 6 else DIRECTION if lost >= 4 else FAILS, _said(changes))
+
+
+def _games_gain_when_attacked(n: Numbers) -> Verdict:
+    gained = total = 0
+    why = []
+    for e in (1, 2, 4, 8):
+        changes = _changes(n, e)
+        gained += sum(c > 0 for c, _, _ in changes.values())
+        total += len(changes)
+        why.append(f"λ = {e:g}: {_said(changes)}")
+    verdict = HOLDS if gained >= total - 1 else DIRECTION if 2 * gained > total else FAILS
+    return Verdict(verdict, f"{gained} of {total} changes are gains; " + "; ".join(why))
+
+
+def _bowling(n: Numbers) -> Verdict:
+    change, low, high = _changes(n, 1)["Bowling"]
+    value = TABLE_1[1][GAMES.index("Bowling")]
+    why = f"{100 * change:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}], published {100 * value:+.1f} %"
+    return Verdict(HOLDS if low <= value <= high else DIRECTION if low > 0 else FAILS, why)
+
+
+def _best_baselines(n: Numbers) -> dict[tuple[str, float], pd.Series]:
+    frame = n.whole("fig5")
+    noisy = frame[(frame["series"] != "dense") & frame["eps"].isin(SMALL)]
+    best = noisy.loc[noisy.groupby(["panel", "eps"], sort=False)["accuracy"].idxmax()]
+    return {(row["panel"], row["eps"]): row for _, row in best.iterrows()}
+
+
+def _none_matches_sap(n: Numbers) -> Verdict:
+    best = _best_baselines(n)
+    sap: dict[float, pd.Series] = {e: n.at("fig1b", "SAP-100", e) for e in SMALL}
+    reached = [f"{p} at λ = {e:g} ({_shown(row)})" for (p, e), row in best.items() if row["high"] >= sap[e]["low"]]
+    passed = [name for name, row in best.items() if row["accuracy"] > sap[name[1]]["accuracy"]]
+    why = "SAP-100: " + ", ".join(f"{_shown(row)} at λ = {e:g}" for e, row in sap.items())
+    why += "; reached by " + (", ".join(reached) if reached else "none at its best level")
+    return Verdict(HOLDS if not reached else DIRECTION if not passed else FAILS, why)
+
+
+def _worse_than_dense(n: Numbers) -> Verdict:
+    frame = n.whole("fig5")
+    dense = frame[frame["series"] == "dense"].drop_duplicates("eps").set_index("eps")["accuracy"]
+    noisy = frame[frame["series"] != "dense"]
+    worse = noisy["accuracy"].to_numpy() < dense.loc[noisy["eps"]].to_numpy()
+    shares = pd.Series(worse).groupby(noisy["panel"].to_numpy(), sort=False).mean()
+    why = "share of points below dense: " + ", ".join(f"{p} {share:.0%}" for p, share in shares.items())
+    most = int((shares > 0.5).sum())
+    return Verdict(HOLDS if most == len(shares) else DIRECTION if 2 * most > len(shares) else FAILS, why)
+
+
+def _activations_noise_drops(n: Numbers) -> Verdict:
+    rows = [n.at("fig5", f"RNA-{level:g}", 1, "RNA") for level in experiments.LEVELS["rna"]]
+    why = "at λ = 1: " + ", ".join(f"{row['series']} {_percent(row['accuracy'])}" for row in rows)
+    falling = all(a["accuracy"] > b["accuracy"] for a, b in itertools.pairwise(rows))
+    return Verdict(HOLDS if falling else DIRECTION if rows[-1]["high"] < rows[0]["low"] else FAILS, why)
+
+
+def _transfer_hurts(n: Numbers) -> Verdict:
+    clean = n.at("fig6", "dense's gradient", 0)
+    return _compared([(f"λ = 0 against {e:g}", clean, n.at("fig6", "dense's gradient", e)) for e in SMALL])
+
+
+_PASSES = [f"{count:,} MC pass" + "es" * (count > 1) for count in experiments.MC_SAMPLES["cifar10"]]
+
+
+def _more_passes_hurt(n: Numbers) -> Verdict:
+    steps = right = 0
+    why = []
+    for e in SMALL:
+        rows = [n.at("fig6", name, e) for name in _PASSES]
+        why.append(f"λ = {e:g}: " + ", ".join(_percent(row["accuracy"]) for row in rows))
+        right += sum(a["accuracy"] >= b["accuracy"] for a, b in itertools.pairwise(rows))
+        steps += len(rows) - 1
+        if rows[0]["low"] <= rows[-1]["high"]:
+            return Verdict(DIRECTION if rows[0]["accuracy"] > rows[-1]["accuracy"] else FAILS, "; ".join(why))
+    return Verdict(HOLDS if right == steps else DIRECTION, "with 1 to 1,000 passes, " + "; ".join(why))
+
+
+def _above_dense_at_1000(n: Numbers) -> Verdict:
+    rows = [(f"λ = {e:g}", n.at("fig6", _PASSES[-1], e), n.at("fig1b", "dense", e)) for e in SMALL]
+    return _compared(rows)
+
+
+def _twenty_seconds(n: Numbers) -> Verdict:
+    try:
+        row = results.benchmarks("network")[0]
+    except SapcoreError as error:
+        raise Missing(str(error)) from None
+    seconds = min(entry["p50"] for entry in row["table"] if entry["network"] == "SAP-100")
+    printed = next(entry["p50"] for entry in row["table"] if "as printed" in entry["network"])
+    why = f"{seconds:.2g} s on {row['provenance']['device']}, {printed:.2g} s with Algorithm 1 as printed"
+    return Verdict(HOLDS if seconds >= 20 else FAILS, why)
+
+
+def _iterative_breaks_dense(n: Numbers) -> Verdict:
+    rows = [(e, n.at("fig1c", "dense vs dense", e), n.at("sec2", "dense", e)) for e in SMALL]
+    return _compared([(f"λ = {e:g}, FGSM against iterative", b, a) for e, a, b in rows])
+
+
+CLAIMS = (
+    Claim(
+        "keeps accuracy", "Sec. 3", "SAP can be put into a pretrained network and keeps its accuracy.",
+        "SAP-100's interval reaches dense's at λ = 0; in direction: it loses ten points at most.",
+        "fig1b", "01_sap", _keeps_accuracy,
+    ),
+    Claim(
+        "converges to dense", "Sec. 3.1, 4.1", "With many samples SAP behaves as the dense network does.",
+        "From SAP-25 on the mean distance from dense falls with k, and SAP-200 loses three points at most at λ = 0; "
+        "in direction: it falls.", "fig1b", "01_sap", _converges_to_dense,
+    ),
+    Claim(
+        "few samples cost accuracy", "Sec. 3.1, 4.1", "With few samples accuracy without an attack is lower.",
+        "At λ = 0 accuracy rises with k, give or take two points, and SAP-5 is clearly below SAP-200.",
+        "fig1b", "01_sap", _few_samples,
+    ),
+    Claim(
+        "few samples help under attack", "Sec. 4.1", "With few samples accuracy under attack is higher than dense's.",
+        "At λ = 1, 2 and 4 some SAP-k with k below 100 is clearly above dense; in direction: at one of them.",
+        "fig1b", "01_sap", _few_samples_help,
+    ),
+    Claim(
+        "SAP-100 is best", "Sec. 4.1", "The best balance is SAP-100.",
+        "Of all k its mean accuracy over λ = 1, 2, 4 is highest; in direction: within two points of the highest.",
+        "fig1b", "01_sap", _best_percent,
+    ),
+    Claim(
+        "dense degrades", "Sec. 4.1", "FGSM takes much of the dense network's accuracy with perturbations hardly seen.",
+        "At λ = 1 it loses ten points or more; in direction: it clearly loses.", "sec2", "00_preliminaries",
+        _degrades_quickly,
+    ),
+    Claim(
+        "large noise", "Sec. 4.1", "Random noise of large λ makes every model nearly random.",
+        "At λ = 64 none is above 20 %.", "fig1a", "01_sap", _near_random,
+    ),
+    Claim(
+        "SAP-100 clean", "Sec. 4.1", "The accuracy of SAP-100 without an attack.",
+        "The published number lies in our interval; in direction: within five points.", "fig1b", "01_sap",
+        _is_the_published("fig1b", "SAP-100", 0), _source("fig1b", "SAP-100", 0),
+    ),
+    Claim(
+        "SAP-100 at 4", "Sec. 4.1", "The accuracy of SAP-100 under FGSM at λ = 4.",
+        "The published number lies in our interval; in direction: within five points.", "fig1b", "01_sap",
+        _is_the_published("fig1b", "SAP-100", 4), _source("fig1b", "SAP-100", 4),
+    ),
+    Claim(
+        "gain at 1", "Sec. 4.1", "SAP-100 gains over dense at λ = 1.",
+        "The published gain lies between the differences of the intervals' ends; in direction: it gains.",
+        "fig1b", "01_sap", _gain_is_the_published, _source("fig1b", "SAP-100", 1, "dense"),
+    ),
+    Claim(
+        "gain at 2 and 4", "Sec. 4.1", "SAP-100 gains over dense at λ = 2 and 4.",
+        "It is clearly above dense at both; in direction: above.", "fig1b", "01_sap",
+        _above("fig1b", "SAP-100", "dense", (2, 4)),
+    ),
+    Claim(
+        "loss at 0", "Sec. 4.1", "SAP-100 loses against dense without an attack.",
+        "Dense is clearly above it at λ = 0; in direction: above.", "fig1b", "01_sap",
+        _above("fig1b", "dense", "SAP-100", (0,)),
+    ),
+    Claim(
+        "loss at 16", "Sec. 4.1", "At λ = 16 SAP-100 is worse than dense again.",
+        "Dense is clearly above it at λ = 16; in direction: above.", "fig1b", "01_sap",
+        _above("fig1b", "dense", "SAP-100", (16,)),
+    ),
+    Claim(
+        "SAP costs less than dropout", "Sec. 3.1", "SAP, unlike dropout, costs a pretrained network little accuracy.",
+        "At λ = 0 SAP-100 is clearly above dropout at every rate but the lowest; in direction: at one.",
+        "fig2a", "02_dropout", _sap_costs_less_than_dropout,
+    ),
+    Claim(
+        "low dropout is like dense", "Sec. 4.1", "A low rate of dropout at test time is like dense, a high one loses.",
+        "At λ = 0 the lowest rate is within three points of dense and clearly above the highest; "
+        "in direction: clearly above.", "fig2a", "02_dropout", _low_dropout,
+    ),
+    Claim(
+        "dropout, on", "Sec. 4.1", "Networks trained with dropout, which stays on, are no more robust than dense.",
+        "At λ = 1, 2, 4 none is clearly above dense; in direction: at one λ.", "fig2b", "02_dropout",
+        _no_gain("fig2b", "dropout", SMALL),
+    ),
+    Claim(
+        "dropout, off", "Sec. 4.1", "Networks trained with dropout, which is off, are no more robust than dense.",
+        "At λ = 1, 2, 4 none is clearly above dense; in direction: at one λ.", "fig2c", "02_dropout",
+        _no_gain("fig2c", "dropout", SMALL),
+    ),
+    Claim(
+        "ADV clean", "Sec. 4.1", "The accuracy of the adversarially trained network without an attack.",
+        "The published number lies in our interval; in direction: within five points.", "fig3",
+        "03_adversarial_training", _is_the_published("fig3", "ADV", 0), _source("fig3", "ADV", 0),
+    ),
+    Claim(
+        "ADV and ADV+SAP-100 alike", "Sec. 4.1", "For small λ ADV+SAP-100 acts as ADV does.",
+        "At λ = 0, 1, 2 they are within five points of each other; in direction: within ten.", "fig3",
+        "03_adversarial_training", _similar("fig3", "ADV+SAP-100", "ADV", (0, 1, 2)),
+    ),
+    Claim(
+        "SAP adds to ADV", "Abstract, Sec. 4.1, 6", "SAP adds to adversarial training for larger λ.",
+        "At two of λ = 4 to 64 ADV+SAP-100 is clearly above ADV; in direction: above.", "fig3",
+        "03_adversarial_training", _additive,
+    ),
+    Claim(
+        "best for larger λ", "Sec. 4.1", "For larger λ ADV+SAP-100 is the best of the four.",
+        "At λ = 4, 8, 16 and 32 its accuracy is the highest; in direction: at most of them.", "fig3",
+        "03_adversarial_training", _best_of_four((4, 8, 16, 32)),
+    ),
+    Claim(
+        "dense is not calibrated", "Sec. 4.1", "Dense is not calibrated at any λ.",
+        "Its calibration error is 10 % or more at every λ; in direction: at most.", "fig4", "05_calibration",
+        _dense_uncalibrated,
+    ),
+    Claim(
+        "the others are calibrated", "Abstract, Sec. 4.1, 6", "SAP-100, ADV and ADV+SAP-100 are better calibrated.",
+        "The calibration error of each is below dense's at every λ; in direction: mostly.", "fig4", "05_calibration",
+        _others_better_calibrated,
+    ),
+    Claim(
+        "ADV+SAP-100 is best calibrated", "Sec. 4.1", "For larger λ ADV+SAP-100 is calibrated best.",
+        "At λ = 8, 16 and 32 its error is the smallest of the four; in direction: at two of them.", "fig4",
+        "05_calibration", _best_calibrated,
+    ),
+    Claim(
+        "games lose without an attack", "Sec. 4.2", "Without an attack SAP-100 lowers the return in every game.",
+        "Every relative change is clearly below 0; in direction: four or more are below.", "table1",
+        "06_reinforcement_learning", _games_lose_when_clean, "-4.5 to -65.8 % (Table 1)",
+    ),
+    Claim(
+        "games gain under attack", "Sec. 4.2", "Under attack SAP-100 raises the return, with one exception.",
+        "Of the changes at λ = 1 to 8 all but one are gains; in direction: more than half.", "table1",
+        "06_reinforcement_learning", _games_gain_when_attacked,
+    ),
+    Claim(
+        "Bowling at 1", "Sec. 4.2", "The return of Bowling at λ = 1 rises more than thirtyfold.",
+        "The published change lies in our interval; in direction: the return clearly rises.", "table1",
+        "06_reinforcement_learning", _bowling, f"{100 * TABLE_1[1][-1]:+.1f} % (Table 1)",
+    ),
+    Claim(
+        "no baseline matches", "Sec. 4.3", "No other way to add noise matches SAP.",
+        "At λ = 1, 2, 4 the best level of each stays clearly below SAP-100; in direction: below.", "fig5",
+        "07_baselines", _none_matches_sap,
+    ),
+    Claim(
+        "baselines are below dense", "Sec. 4.3", "Each of the six is worse than dense at most λ.",
+        "For each of them more than half of the points lie below dense; in direction: for most.", "fig5",
+        "07_baselines", _worse_than_dense,
+    ),
+    Claim(
+        "noisy activations drop", "App. B.5", "With more noise on the activations accuracy drops quickly.",
+        "At λ = 1 accuracy falls from level to level; in direction: clearly from the first to the last.", "fig5",
+        "07_baselines", _activations_noise_drops,
+    ),
+    Claim(
+        "dense's examples hurt SAP", "Sec. 4.4", "Examples made on dense lower SAP-100's accuracy.",
+        "It is clearly lower at λ = 1, 2, 4 than at 0; in direction: lower.", "fig6", "08_mc_samples", _transfer_hurts,
+    ),
+    Claim(
+        "more passes hurt more", "Sec. 4.4", "The more Monte Carlo passes the adversary takes, the lower the accuracy.",
+        "At λ = 1, 2, 4 accuracy falls from each number of passes to the next, and clearly from 1 to 1,000; "
+        "in direction: from 1 to 1,000.", "fig6", "08_mc_samples", _more_passes_hurt,
+    ),
+    Claim(
+        "above dense at 1,000 passes", "Sec. 4.4", "Even against 1,000 passes SAP-100 is above dense for small λ.",
+        "It is clearly above at λ = 1, 2, 4; in direction: above.", "fig6", "08_mc_samples", _above_dense_at_1000,
+    ),
+    Claim(
+        "20 seconds", "Sec. 4.4", "A backward pass of SAP-100 for 512 examples takes 20 seconds on 8 GPUs.",
+        "Ours takes as long or longer.", "", "10_performance", _twenty_seconds, "20 s (the paper's text, Sec. 4.4)",
+    ),
+    Claim(
+        "the iterative attack is stronger", "Sec. 4.5", "On dense the iterative attack is stronger than FGSM.",
+        "At λ = 1, 2, 4 accuracy is clearly lower; in direction: lower.", "fig1c", "04_iterative",
+        _iterative_breaks_dense,
+    ),
+    Claim(
+        "SAP-100 holds out", "Sec. 4.5", "Under the iterative attack SAP-100 is above dense, each its own adversary.",
+        "It is clearly above at λ = 1, 2, 4; in direction: above.", "fig1c", "04_iterative",
+        _above("fig1c", "SAP-100 vs SAP-100", "dense vs dense", SMALL),
+    ),
+    Claim(
+        "dense's iterates hurt more", "Sec. 4.5", "Iterates made on dense hurt SAP-100 more than those made on itself.",
+        "SAP-100 is clearly above against itself at λ = 1, 2, 4; in direction: above.", "fig1c", "04_iterative",
+        _above("fig1c", "SAP-100 vs SAP-100", "SAP-100 vs dense", SMALL),
+    ),
+)  # fmt: skip

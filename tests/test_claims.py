@@ -1,0 +1,266 @@
+"""Every claim of the paper has a rule, and its verdict follows from the numbers in the store and from nothing else."""
+
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sapcore import claims, experiments
+from sapcore.claims import CLAIMS, DIRECTION, FAILS, HOLDS, OPEN, Claim, Numbers, judged
+from sapcore.experiments import FIGURES, Settings
+from sapcore.paths import ROOT
+from sapcore.rl.environments import GAMES
+
+BY_NAME = {claim.name: claim for claim in CLAIMS}
+Points = dict[tuple[str, float], float]
+
+
+def numbers(monkeypatch: pytest.MonkeyPatch, points: Points, panel: str = "", margin: float = 0.02) -> Numbers:
+    """Every figure shows these accuracies by (series, eps), with intervals of this half-width."""
+    rows = [
+        {"panel": panel, "series": series, "eps": eps, "accuracy": a, "low": a - margin, "high": a + margin,
+         "returns": [a - margin, a, a + margin]}
+        for (series, eps), a in points.items()
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["panel", "series", "eps", "accuracy", "low", "high", "returns"])
+    frame.attrs = {"missing": [], "settings": Settings()}
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    return Numbers()
+
+
+def test_there_are_twenty_claims_or_more_each_with_its_place_rule_and_chapter() -> None:
+    assert len(BY_NAME) == len(CLAIMS) >= 20
+    for claim in CLAIMS:
+        assert re.fullmatch(r"((Abstract|Sec\. \d(\.\d)?|App\. B\.\d|\d(\.\d)?)(, )?)+", claim.place), claim.place
+        assert claim.sentence.endswith(".")
+        assert claim.rule.endswith(".")
+        assert not claim.figure or claim.figure in FIGURES
+        assert (ROOT / "book" / f"{claim.chapter}.ipynb").exists() or claim.chapter == "06_reinforcement_learning"
+
+
+def test_all_sections_with_claims_are_covered() -> None:
+    places = " ".join(claim.place for claim in CLAIMS)
+    assert all(section in places for section in ("Abstract", "3.1", "4.1", "4.2", "4.3", "4.4", "4.5", "App. B"))
+
+
+@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.figure], ids=lambda claim: claim.name)
+def test_without_numbers_no_claim_is_judged(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = numbers(monkeypatch, {})
+    empty.frame("fig1b").attrs["missing"] = ["everything"]
+    verdict = judged(claim, empty)
+    assert verdict.verdict == OPEN
+    assert "not computed" in verdict.why
+
+
+def test_the_stored_scorecard_is_judged_anew_every_time() -> None:
+    card = claims.scorecard()
+    again = [judged(claim) for claim in CLAIMS]
+    assert card["verdict"].tolist() == [verdict.verdict for verdict in again]
+    assert card["why"].tolist() == [verdict.why for verdict in again]
+    assert sum(claims.counts(card).values()) == len(CLAIMS)
+
+
+SMALL = (1, 2, 4)
+
+
+def flat(series: str, value: float, grid: tuple[float, ...] = (0, 1, 2, 4, 8, 16, 32, 64)) -> Points:
+    return {(series, e): value for e in grid}
+
+
+CASES: list[tuple[str, Points, str]] = [
+    ("keeps accuracy", {("SAP-100", 0): 0.89, ("dense", 0): 0.9}, HOLDS),
+    ("keeps accuracy", {("SAP-100", 0): 0.82, ("dense", 0): 0.9}, DIRECTION),
+    ("keeps accuracy", {("SAP-100", 0): 0.6, ("dense", 0): 0.9}, FAILS),
+    ("SAP-100 clean", {("SAP-100", 0): 0.84}, HOLDS),
+    ("SAP-100 clean", {("SAP-100", 0): 0.79}, DIRECTION),
+    ("SAP-100 clean", {("SAP-100", 0): 0.6}, FAILS),
+    ("gain at 1", {("SAP-100", 1): 0.5, ("dense", 1): 0.38}, HOLDS),
+    ("gain at 1", {("SAP-100", 1): 0.5, ("dense", 1): 0.45}, DIRECTION),
+    ("gain at 1", {("SAP-100", 1): 0.4, ("dense", 1): 0.45}, FAILS),
+    ("gain at 2 and 4", flat("SAP-100", 0.5) | flat("dense", 0.4), HOLDS),
+    ("gain at 2 and 4", flat("SAP-100", 0.41) | flat("dense", 0.4), DIRECTION),
+    ("gain at 2 and 4", flat("SAP-100", 0.5) | flat("dense", 0.4) | {("dense", 4): 0.6}, FAILS),
+    ("loss at 16", flat("SAP-100", 0.1) | flat("dense", 0.2), HOLDS),
+    ("loss at 16", flat("SAP-100", 0.2) | flat("dense", 0.1), FAILS),
+    ("dense degrades", {("dense", 0): 0.9, ("dense", 1): 0.5, ("dense", 2): 0.4}, HOLDS),
+    ("dense degrades", {("dense", 0): 0.9, ("dense", 1): 0.85, ("dense", 2): 0.8}, DIRECTION),
+    ("dense degrades", flat("dense", 0.9), FAILS),
+    ("large noise", flat("dense", 0.1) | flat("SAP-100", 0.2), HOLDS),
+    ("large noise", flat("dense", 0.1) | flat("SAP-100", 0.3), FAILS),
+    ("low dropout is like dense", flat("dropout-0.02", 0.89) | flat("dropout-0.25", 0.2) | flat("dense", 0.9), HOLDS),
+    ("low dropout is like dense", flat("dropout-0.02", 0.8) | flat("dropout-0.25", 0.2) | flat("dense", 1), DIRECTION),
+    ("low dropout is like dense", flat("dropout-0.02", 0.8) | flat("dropout-0.25", 0.8) | flat("dense", 0.9), FAILS),
+    ("dropout, on", flat("dropout-0.1", 0.4) | flat("dense", 0.4), HOLDS),
+    ("dropout, on", flat("dropout-0.1", 0.4) | flat("dense", 0.4) | {("dropout-0.1", 2): 0.5}, DIRECTION),
+    ("dropout, on", flat("dropout-0.1", 0.5) | flat("dense", 0.4), FAILS),
+    ("ADV and ADV+SAP-100 alike", flat("ADV", 0.5) | flat("ADV+SAP-100", 0.46), HOLDS),
+    ("ADV and ADV+SAP-100 alike", flat("ADV", 0.5) | flat("ADV+SAP-100", 0.42), DIRECTION),
+    ("ADV and ADV+SAP-100 alike", flat("ADV", 0.5) | flat("ADV+SAP-100", 0.3), FAILS),
+    ("SAP adds to ADV", flat("ADV", 0.3) | flat("ADV+SAP-100", 0.2) | flat("ADV+SAP-100", 0.5, (8, 16)), HOLDS),
+    ("SAP adds to ADV", flat("ADV", 0.3) | flat("ADV+SAP-100", 0.31), DIRECTION),
+    ("SAP adds to ADV", flat("ADV", 0.3) | flat("ADV+SAP-100", 0.2) | {("ADV+SAP-100", 8): 0.5}, FAILS),
+    ("SAP-100 holds out", flat("SAP-100 vs SAP-100", 0.5) | flat("dense vs dense", 0.1), HOLDS),
+    ("dense's iterates hurt more", flat("SAP-100 vs SAP-100", 0.5) | flat("SAP-100 vs dense", 0.49), DIRECTION),
+    ("dense's iterates hurt more", flat("SAP-100 vs SAP-100", 0.4) | flat("SAP-100 vs dense", 0.49), FAILS),
+    ("dense's examples hurt SAP", flat("dense's gradient", 0.4) | {("dense's gradient", 0): 0.6}, HOLDS),
+    ("dense's examples hurt SAP", flat("dense's gradient", 0.6), FAILS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "points", "verdict"), CASES)
+def test_the_verdict_follows_from_the_numbers(
+    name: str, points: Points, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = judged(BY_NAME[name], numbers(monkeypatch, points))
+    assert found.verdict == verdict, found.why
+    assert "%" in found.why or "points" in found.why
+
+
+def passes(*values: float) -> Points:
+    names = ("1 MC pass", "10 MC passes", "100 MC passes", "1,000 MC passes")
+    return {(name, e): value for name, value in zip(names, values, strict=True) for e in SMALL}
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "verdict"),
+    [
+        ("more passes hurt more", passes(0.6, 0.5, 0.4, 0.3), HOLDS),
+        ("more passes hurt more", passes(0.6, 0.4, 0.5, 0.3), DIRECTION),
+        ("more passes hurt more", passes(0.33, 0.32, 0.31, 0.3), DIRECTION),
+        ("more passes hurt more", passes(0.3, 0.4, 0.5, 0.6), FAILS),
+        ("above dense at 1,000 passes", passes(0.6, 0.5, 0.4, 0.3) | flat("dense", 0.2), HOLDS),
+        ("above dense at 1,000 passes", passes(0.6, 0.5, 0.4, 0.3) | flat("dense", 0.4), FAILS),
+    ],
+)
+def test_claims_about_passes(name: str, points: Points, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judged(BY_NAME[name], numbers(monkeypatch, points)).verdict == verdict
+
+
+def grid_of_percents(**values: float) -> Points:
+    return {(f"SAP-{k[1:]}", e): value for k, value in values.items() for e in experiments.EPS}
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "verdict"),
+    [
+        ("SAP-100 is best", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.4), HOLDS),
+        ("SAP-100 is best", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.51), DIRECTION),
+        ("SAP-100 is best", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.8), FAILS),
+        ("few samples cost accuracy", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.8), HOLDS),
+        ("few samples cost accuracy", grid_of_percents(k5=0.9, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.8), FAILS),
+        (
+            "converges to dense",
+            grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.78) | flat("dense", 0.8), HOLDS,
+        ),
+        (
+            "converges to dense",
+            grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.6) | flat("dense", 0.8), DIRECTION,
+        ),
+        (
+            "converges to dense",
+            grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.7, k100=0.5, k200=0.6) | flat("dense", 0.8), FAILS,
+        ),
+        (
+            "few samples help under attack",
+            grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3) | flat("dense", 0.2), HOLDS,
+        ),
+        (
+            "few samples help under attack",
+            grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3) | flat("dense", 0.4), FAILS,
+        ),
+    ],
+)  # fmt: skip
+def test_claims_about_the_share_of_samples(
+    name: str, points: Points, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert judged(BY_NAME[name], numbers(monkeypatch, points)).verdict == verdict
+
+
+def baselines(level: float, **best: float) -> Any:
+    """A frame of Fig. 5 with one level per baseline."""
+    rows = [
+        {"panel": panel, "series": series, "eps": e, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
+        for panel in ("RNW", "RSW", "DWP", "SWP", "RNA", "RSA")
+        for series, a in (("dense", level), (f"{panel}-1", best.get(panel, 0.2)))
+        for e in experiments.EPS
+    ]
+    rows += [{"panel": "", "series": "SAP-100", "eps": e, "accuracy": 0.5, "low": 0.48, "high": 0.52} for e in SMALL]
+    frame = pd.DataFrame(rows)
+    frame.attrs = {"missing": [], "settings": Settings()}
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("name", "frame", "verdict"),
+    [
+        ("no baseline matches", baselines(0.3), HOLDS),
+        ("no baseline matches", baselines(0.3, RNA=0.49), DIRECTION),
+        ("no baseline matches", baselines(0.3, RNA=0.6), FAILS),
+        ("baselines are below dense", baselines(0.3), HOLDS),
+        ("baselines are below dense", baselines(0.3, RNA=0.4, RSA=0.4), DIRECTION),
+        ("baselines are below dense", baselines(0.1), FAILS),
+    ],
+)
+def test_claims_about_the_baselines(
+    name: str, frame: pd.DataFrame, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "no baseline matches":
+        only = frame[frame["panel"] != ""].copy()
+        only.attrs = frame.attrs
+        monkeypatch.setattr(experiments, "stored", lambda figure, settings: only if figure == "fig5" else frame)
+    else:
+        frame = frame[frame["panel"] != ""]
+        frame.attrs = {"missing": [], "settings": Settings()}
+        monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert judged(BY_NAME[name], Numbers()).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "sap", "verdict"),
+    [
+        ("games lose without an attack", [5.0, 5.2, 5.1], HOLDS),
+        ("games lose without an attack", [5.0, 14.0, 10.0], DIRECTION),
+        ("games lose without an attack", [15.0, 15.2, 15.1], FAILS),
+        ("games gain under attack", [15.0, 15.2, 15.1], HOLDS),
+        ("games gain under attack", [5.0, 5.2, 5.1], FAILS),
+        ("Bowling at 1", [15.0, 15.2, 15.1], DIRECTION),
+        ("Bowling at 1", [352.0, 353.0, 352.6], HOLDS),
+        ("Bowling at 1", [5.0, 5.2, 5.1], FAILS),
+    ],
+)
+def test_claims_about_games(name: str, sap: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"panel": game, "series": series, "eps": e, "returns": returns}
+        for game in GAMES
+        for series, returns in (("dense", [10.0, 10.2, 9.8]), ("SAP-100", sap))
+        for e in experiments.EPS_GAMES
+    ]
+    frame = pd.DataFrame(rows)
+    frame.attrs = {"missing": [], "settings": Settings()}
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert judged(BY_NAME[name], Numbers()).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "errors", "verdict"),
+    [
+        ("dense is not calibrated", {"dense": 0.3}, HOLDS),
+        ("dense is not calibrated", {"dense": 0.05}, FAILS),
+        ("the others are calibrated", {"dense": 0.3}, HOLDS),
+        ("the others are calibrated", {"dense": 0.01}, FAILS),
+        ("ADV+SAP-100 is best calibrated", {"ADV+SAP-100": 0.02}, HOLDS),
+        ("ADV+SAP-100 is best calibrated", {"ADV": 0.02}, FAILS),
+    ],
+)
+def test_claims_about_calibration(
+    name: str, errors: dict[str, float], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"series": series, "eps": e, "ece": errors.get(series, 0.1)}
+        for series in ("dense", "SAP-100", "ADV", "ADV+SAP-100")
+        for e in experiments.EPS_CALIBRATION
+    ]
+    numbers(monkeypatch, {})
+    monkeypatch.setattr(experiments, "calibrations", lambda settings: pd.DataFrame(rows))
+    assert judged(BY_NAME[name], Numbers()).verdict == verdict
