@@ -1,6 +1,7 @@
 """One drawing function per figure, and the table, the line and the link that stand beneath each."""
 
 import base64
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from sapcore.claims import PLACES
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
 from sapcore.rl.playing import Moment, relative_change
@@ -498,6 +500,23 @@ def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
     wide = wide[sorted(wide.columns)]
     wide.columns = [f"λ = {e:g}" for e in wide.columns]
     return Markdown(wide.rename_axis("accuracy (%) (level)").to_markdown(disable_numparse=True))
+
+
+def scorecard(card: pd.DataFrame) -> HTML:
+    """The claims of `claims.scorecard`, each with its verdict, its numbers and a link to where they are drawn."""
+    rows = []
+    for row in card.to_dict(orient="records"):
+        chapter, anchor = PLACES[row["figure"]]
+        published = f"; published: {row['published']}" if row["published"] else ""
+        rows.append(
+            f"<tr><td><strong>{escape(row['verdict'])}</strong></td>"
+            f'<td><a href="{chapter}.html#{anchor}">{escape(row["sentence"])}</a> ({escape(row["place"])})'
+            f"<br><small>{escape(row['why'] + published)}. <em>Rule: {escape(row['rule'])}</em></small></td></tr>"
+        )
+    return HTML(
+        '<table class="table scorecard"><thead><tr><th>verdict</th><th>claim</th></tr></thead><tbody>'
+        + "".join(rows) + "</tbody></table>"
+    )  # fmt: skip
 
 
 def published_table(frame: pd.DataFrame) -> Markdown:
