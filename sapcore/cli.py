@@ -1,7 +1,6 @@
 """The command line: `sapcore data`, `train`, `film`, `run`, `status`, `verify`, `claims`."""
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -165,7 +164,7 @@ def _status(parsed: argparse.Namespace) -> int:
     listed, untrained = _listed(parsed)
     report = {
         figure: [
-            {"cell": cell.label, "key": cell.key, "state": found, "why": why, "spec": dataclasses.asdict(cell)}
+            {"cell": cell.label, "key": cell.key, "state": found, "why": why, "spec": cell.spec}
             for cell in cells
             for found, why in [results.state(cell, experiments.ALSO.get(figure, ()))]
         ]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class Defence:
     """`dense` (nothing), `sap`, one of `baselines.BASELINES`, or `random`: an agent that plays at random."""
     level: float | None = None
     """k of SAP, SWP and DWP in percent; the rate of dropout; the standard deviation of RNW, RSW, RNA and RSA."""
+    backward: str = "constant"
+    """What an adversary's gradient sees of SAP: see `sap.layer.SAP`."""
 
     def __post_init__(self) -> None:
         _whole_as_int(self, "level")
@@ -39,7 +42,8 @@ class Defence:
         """Such as `dense`, `SAP-100`, `dropout-0.1` or `RNW-0.02`."""
         if self.kind in ("dense", "random"):
             return self.kind
-        return f"{self.kind if self.kind == 'dropout' else self.kind.upper()}-{self.level:g}"
+        name = f"{self.kind if self.kind == 'dropout' else self.kind.upper()}-{self.level:g}"
+        return name if self.backward == "constant" else f"{name} ({self.backward})"
 
     @property
     def noisy(self) -> bool:
@@ -61,6 +65,9 @@ class Attack:
     """Monte Carlo passes per gradient; 1 on the dense network."""
     step: float = 0
     steps: int = 0
+    loss: str = "cross_entropy"
+    random_start: bool = False
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         _whole_as_int(self, "eps", "step")
@@ -92,8 +99,8 @@ class Cell:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The cell as plain JSON values."""
-        return dataclasses.asdict(self)
+        """The cell as plain JSON values; fields that are younger than the first cells are left out at their default."""
+        return _without_defaults(dataclasses.asdict(self))
 
     @property
     def key(self) -> str:
@@ -135,8 +142,19 @@ class Cell:
     @property
     def path(self) -> Path:
         """Where the cell lies: `cifar10/sap-100-fgsm-eps-4-<key>.json`."""
-        slug = self.label.lower().replace(" ", "-")
+        slug = re.sub(r"[^a-z0-9.+]+", "-", self.label.lower()).strip("-")
         return results_root() / self.dataset.lower() / f"{slug}-{self.key}.json"
+
+
+LATER = {"backward": "constant", "loss": "cross_entropy", "random_start": False, "restarts": 1}
+
+
+def _without_defaults(spec: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_defaults(value) if isinstance(value, dict) else value
+        for name, value in spec.items()
+        if name not in LATER or value != LATER[name]
+    }
 
 
 def write(cell: Cell, result: dict[str, Any], provenance: dict[str, Any]) -> None:

@@ -263,6 +263,7 @@ def attacked(
         return attacks.iterative(
             model, images, labels, attack.eps, attack.step, attack.steps, attack.passes, cell.seed,
             estimator=attack.estimator, batch_size=_batch_size(device), precision=cell.precision,
+            loss=attack.loss, random_start=attack.random_start, restarts=attack.restarts,
         )  # fmt: skip
     raise ValueError(f"unknown attack {attack.kind!r}")
 
@@ -274,14 +275,14 @@ def _direction_of(cell: Cell) -> tuple[Any, ...] | None:
         return None
     return (
         cell.dataset, cell.examples, cell.checkpoint, cell.checkpoint_sha256, attack.source,
-        attack.passes, attack.estimator, cell.seed, cell.precision,
+        attack.passes, attack.estimator, cell.seed, cell.precision, attack.loss,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
 def _direction(
     dataset: str, examples: int, checkpoint: str, sha256: str, source: Defence,
-    passes: int, estimator: str, seed: int, precision: str, device: torch.device,
+    passes: int, estimator: str, seed: int, precision: str, loss: str, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """FGSM's direction as int8: it does not depend on eps, so the cells of one curve share it."""
     images, labels = (t[:examples] for t in data.load(dataset, "test"))
@@ -295,6 +296,7 @@ def _direction(
         estimator=estimator,
         batch_size=_batch_size(device),
         precision=precision,
+        loss=loss,
     )
     return direction.to(torch.int8)
 
@@ -309,4 +311,6 @@ def defended(checkpoint: str, sha256: str, defence: Defence, device: torch.devic
     if defence.kind == "dense":
         return network
     assert defence.level is not None
-    return (BASELINES | {"sap": with_sap})[defence.kind](network, defence.level)
+    if defence.kind == "sap":
+        return with_sap(network, defence.level, backward=defence.backward)
+    return BASELINES[defence.kind](network, defence.level)

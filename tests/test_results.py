@@ -37,7 +37,7 @@ def variants(thing: Any) -> dict[str, Any]:
             for name, changed in variants(value).items():
                 found[f"{field.name}.{name}"] = dataclasses.replace(thing, **{field.name: changed})
         else:
-            other = {str: "other", int: -7, float: -7.5, type(None): 33}[type(value)]
+            other = {str: "other", bool: True, int: -7, float: -7.5, type(None): 33}[type(value)]
             found[field.name] = dataclasses.replace(thing, **{field.name: other})
     return found
 
@@ -46,7 +46,7 @@ VARIANTS = variants(CELL)
 
 
 def test_the_list_of_variants_is_complete() -> None:
-    assert len(VARIANTS) == 8 + 2 + 6 + 2
+    assert len(VARIANTS) == 8 + 3 + 9 + 3
     assert {"version", "attack.source.level", "attack.step", "defence.kind", "precision"} <= VARIANTS.keys()
 
 
@@ -209,3 +209,22 @@ def test_damaged_neighbours_do_not_hide_that_a_cell_is_stale(store: Path, conten
     for key in ("0" * 16, "f" * 16):
         (CELL.path.parent / f"{slug}-{key}.json").write_text(content, encoding="latin-1")
     assert results.state(CELL)[0] == "stale"
+
+
+def test_a_younger_field_changes_the_key_only_where_it_is_not_at_its_default(store: Path) -> None:
+    noisy = Defence("sap", 100)
+    attack = Attack("iterative", 4, noisy, "mean_of_gradients", 10, 1, 10)
+    cell = dataclasses.replace(CELL, defence=noisy, attack=attack)
+    assert not set(results.LATER) & {*cell.spec["attack"], *cell.spec["defence"], *cell.spec["attack"]["source"]}
+    others = [
+        dataclasses.replace(cell, attack=dataclasses.replace(attack, **change))
+        for change in ({"loss": "margin"}, {"random_start": True}, {"restarts": 3},
+                       {"source": Defence("sap", 100, "identity")})
+    ]  # fmt: skip
+    assert len({c.key for c in (cell, *others)}) == 5
+    assert others[-1].label == "SAP-100 iterative from SAP-100 (identity) eps 4"
+    assert others[-1].path.name.startswith("sap-100-iterative-from-sap-100-identity-eps-4-")
+    for other in others:
+        results.write(other, RESULT, ORIGIN)
+        assert results.state(other) == ("present", "")
+    assert results.state(cell) == ("missing", "")

@@ -20,6 +20,7 @@ def fgsm(
     estimator: str = "mean_of_gradients",
     batch_size: int = BATCH_SIZE,
     precision: str = "float32",
+    loss: str = "cross_entropy",
 ) -> Tensor:
     """clip(x + eps sign(gradient)), clipped to [0, 255].
 
@@ -28,7 +29,7 @@ def fgsm(
     Raises `SapcoreError` for senseless arguments and for a network in training mode.
     """
     eps = check_eps(eps)
-    direction = fgsm_direction(model, x, y, passes, seed, ids, estimator, batch_size, precision)
+    direction = fgsm_direction(model, x, y, passes, seed, ids, estimator, batch_size, precision, loss)
     return torch.clamp(as_pixels(x, x.device) + eps * direction, 0, 255)
 
 
@@ -42,11 +43,12 @@ def fgsm_direction(
     estimator: str = "mean_of_gradients",
     batch_size: int = BATCH_SIZE,
     precision: str = "float32",
+    loss: str = "cross_entropy",
 ) -> Tensor:
     """The sign of the gradient at x, which does not depend on eps: float32 in {-1, 0, 1}, shaped as x."""
     estimate, count = estimator_named(estimator), count_passes(model, passes)
 
     def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        return estimate(model, x, y, ids, stream(seed, "attack"), range(count), batch_size, precision).sign()
+        return estimate(model, x, y, ids, stream(seed, "attack"), range(count), batch_size, precision, loss).sign()
 
     return in_batches(model, x, y, ids, batch_size, attack)

@@ -1,10 +1,11 @@
 """Estimators of the input gradient of the loss: what an adversary knows of a network, noisy or not.
 
-An estimator is a function `(model, x, y, ids, seed, passes, batch_size, precision) -> gradient` with
-x float (n, ...), y int64 (n,), passes a range, gradient shaped as x.
+An estimator is a function `(model, x, y, ids, seed, passes, batch_size, precision, loss) -> gradient` with
+x float (n, ...), y int64 (n,), passes a range, gradient shaped as x. The loss is one of `LOSSES`.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,47 +15,75 @@ from sapcore.errors import SapcoreError
 from sapcore.evaluation import begin, count_passes, noisy_passes
 from sapcore.randomness import Begun
 
-Estimator = Callable[[nn.Module, Tensor, Tensor, Tensor, int, range, int, str], Tensor]
+
+class Estimator(Protocol):
+    """What every estimator takes and returns."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int,
+        precision: str, loss: str = "cross_entropy",
+    ) -> Tensor: ...  # fmt: skip
+
+
+def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
+    """-log softmax of the true class: (..., classes), (...) -> (...)."""
+    return F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="none").reshape(y.shape)
+
+
+def margin(scores: Tensor, y: Tensor) -> Tensor:
+    """By how much the best wrong class leads the true one (Carlini and Wagner 2017): (..., classes), (...) -> (...)."""
+    right = scores.gather(-1, y[..., None])[..., 0]
+    wrong = scores.scatter(-1, y[..., None], -torch.inf).amax(-1)
+    return wrong - right
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "margin": margin}
 
 
 @torch.enable_grad()
 def mean_of_gradients(
-    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
-) -> Tensor:
-    """The mean over passes of each pass's gradient of the cross-entropy: the paper's estimator (Sec. 3.2).
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str,
+    loss: str = "cross_entropy",
+) -> Tensor:  # fmt: skip
+    """The mean over passes of each pass's gradient of the loss: the paper's estimator (Sec. 3.2).
 
     Exact on a deterministic network, whose loss has one gradient.
     """
 
-    def loss(logits: Tensor) -> Tensor:
+    def of_passes(logits: Tensor) -> Tensor:
         # in float64: where the network is nearly certain, softmax - 1 has no digits left in float32
-        return F.cross_entropy(logits.double().flatten(0, 1), y.repeat(len(logits)), reduction="sum")
+        return _loss(loss)(logits.double(), y.expand(len(logits), -1)).sum()
 
-    total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, loss)
+    total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, of_passes)
     return total / count_passes(model, len(passes))
 
 
 @torch.enable_grad()
 def gradient_of_mean(
-    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
-) -> Tensor:
-    """The gradient of the cross-entropy of the mean softmax, which is the network's output (Sec. 4).
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str,
+    loss: str = "cross_entropy",
+) -> Tensor:  # fmt: skip
+    """The gradient of the loss of the mean softmax, which is the network's output (Sec. 4).
 
-    The passes are run twice, so that memory does not grow with their number: first for the mean
-    probability P of the true class, then for the gradient of -log P, which is -(1/P) times the mean
-    gradient of each pass's probability.
+    The passes are run twice, so that memory does not grow with their number: first for the mean softmax P, then for
+    the gradient: that of the loss by log P, times 1/P, times the mean gradient of each pass's probabilities.
     """
+    count = count_passes(model, passes=len(passes))
     with torch.no_grad():
-        mean = torch.zeros_like(y, dtype=torch.float64)
-        for _, logits in noisy_passes(model, begin(model, x, precision), ids, seed, passes, batch_size, precision):
-            mean += _true_class(logits, y).sum(0)
-        mean /= count_passes(model, len(passes))
+        begun = begin(model, x, precision)
+        softmaxes = (
+            logits.double().softmax(-1).sum(0)
+            for _, logits in noisy_passes(model, begun, ids, seed, passes, batch_size, precision)
+        )
+        mean = (torch.stack(list(softmaxes)).sum(0) / count).clamp(min=1e-30)
+    leaf = mean.log().requires_grad_()
+    (by_log,) = torch.autograd.grad(_loss(loss)(leaf, y).sum(), leaf)
 
-    def loss(logits: Tensor) -> Tensor:
-        return -(_true_class(logits, y) / mean.clamp(min=1e-30)).sum()
+    def of_passes(logits: Tensor) -> Tensor:
+        return (logits.double().softmax(-1) * (by_log / mean)).sum()
 
-    total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, loss)
-    return total / count_passes(model, len(passes))
+    total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, of_passes)
+    return total / count
 
 
 def _sum_of_gradients(
@@ -83,6 +112,7 @@ def estimator(name: str) -> Estimator:
     return ESTIMATORS[name]
 
 
-def _true_class(logits: Tensor, y: Tensor) -> Tensor:
-    """The probability of the true class, float64: (g, n, classes) -> (g, n)."""
-    return logits.double().softmax(-1).gather(-1, y.expand(len(logits), -1)[..., None])[..., 0]
+def _loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if name not in LOSSES:
+        raise SapcoreError(f"loss is {name!r}, but must be one of {', '.join(LOSSES)}")
+    return LOSSES[name]

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.attacks.gradient import estimator as estimator_named
+from sapcore.attacks.gradient import margin
 from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import BATCH_SIZE, as_pixels, count_passes, predict
-from sapcore.randomness import NoisyModel, stream
+from sapcore.randomness import NoisyModel, per_example, stream, words
 
 
 def iterative(
@@ -26,6 +27,9 @@ def iterative(
     batch_size: int = BATCH_SIZE,
     precision: str = "float32",
     stop_at_success: bool = False,
+    loss: str = "cross_entropy",
+    random_start: bool = False,
+    restarts: int = 1,
 ) -> Tensor:
     """`steps` times: x_adv <- project(x_adv + step * sign(gradient at x_adv)), from x_adv = x.
 
@@ -33,9 +37,15 @@ def iterative(
     step draws `passes` fresh passes. Returns float32, shaped as x.
     With `stop_at_success` an image on which the network errs, in the same precision, after 1, 2, 4, ... steps is left
     as it is: sooner done on a deterministic network, and no weaker; a noisy one has no single answer to look at.
+    With `random_start` x_adv begins anywhere in the ball (PGD, Madry et al. 2017). Of several `restarts`, each with
+    passes of its own, that one is kept for an image whose mean softmax over `passes` more is furthest wrong.
     Raises `SapcoreError` for senseless arguments and for a network in training mode.
     """
     eps = check_eps(eps)
+    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
+        raise SapcoreError(f"restarts is {restarts!r}, but must be a whole number of 1 or more")
+    if restarts > 1 and not (random_start or isinstance(model, NoisyModel)):
+        raise SapcoreError("restarts of a deterministic network are all the same without random_start")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SapcoreError(f"steps is {steps!r}, but must be a whole number of 1 or more")
     if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
@@ -45,7 +55,18 @@ def iterative(
     estimate, count = estimator_named(estimator), count_passes(model, passes)
 
     def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        x_adv = x.clone()
+        tried = [once(x, y, ids, stream(seed, "attack" if i == 0 else f"attack {i}")) for i in range(restarts)]
+        if restarts == 1:
+            return tried[0]
+        chosen = [
+            predict(model, t, passes, stream(seed, "choice"), ids, batch_size, precision).clamp(min=1e-30).log()
+            for t in tried
+        ]
+        best = torch.stack([margin(scores, y.cpu()) for scores in chosen]).argmax(0).to(x.device)
+        return torch.stack(tried)[best, torch.arange(len(x), device=x.device)]
+
+    def once(x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Tensor:
+        x_adv = _anywhere(x, eps, seed, ids) if random_start else x.clone()
         left = torch.arange(len(x), device=x.device)
         for i in range(steps):
             if stop_at_success and i.bit_count() == 1:
@@ -56,8 +77,16 @@ def iterative(
             start, before = (x, x_adv) if len(left) == len(x) else (x[left], as_pixels(x_adv[left], x.device))
             fresh = range(i * count, (i + 1) * count)
             names = ids[left.to(ids.device)]
-            gradient = estimate(model, before, y[left], names, stream(seed, "attack"), fresh, batch_size, precision)
+            gradient = estimate(model, before, y[left], names, seed, fresh, batch_size, precision, loss)
             x_adv[left] = project(before + step * gradient.sign(), start, eps)
         return x_adv
 
     return in_batches(model, x, y, ids, batch_size, attack)
+
+
+def _anywhere(x: Tensor, eps: float, seed: int, ids: Tensor) -> Tensor:
+    """A point of the ball round each image, each pixel's change uniform in [-eps, eps], clipped to [0, 255]."""
+    names, passes = per_example(len(x), ids, 0)
+    word = words(stream(seed, "start"), names.cpu(), passes, 0, math.prod(x.shape[1:]))
+    change = (((word.double() + 0.5) * 2.0**-31 - 1) * eps).reshape(x.shape)
+    return torch.clamp(x + change.to(x), 0, 255)

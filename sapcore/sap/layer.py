@@ -14,6 +14,7 @@ from sapcore.randomness import Noise, NoisyModel, per_example
 from sapcore.sap import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
+BACKWARDS = ("constant", "scale", "identity")
 
 
 @overload
@@ -181,26 +182,53 @@ class SAP(nn.Module):
     """A layer that applies `sap` with the random numbers that its network's `Noise` names.
 
     With `rectify` it stands for a ReLU and the SAP after it, in one step: the same numbers, sooner.
+    `backward` is what a gradient sees: "constant" takes mask and scale as constants, as the authors' code does;
+    "scale" goes through the scale too; "identity" sees the map as if SAP were not there (BPDA, Athalye et al. 2018).
     """
 
-    def __init__(self, percent: float, noise: Noise, backend: str = "auto", rectify: bool = False) -> None:
+    def __init__(
+        self, percent: float, noise: Noise, backend: str = "auto", rectify: bool = False, backward: str = "constant"
+    ) -> None:
         super().__init__()
         reference.draws(percent, 1)
+        if backward not in BACKWARDS:
+            raise SapcoreError(f"backward is {backward!r}, but must be one of {', '.join(BACKWARDS)}")
         self.percent, self.noise, self.backend, self.rectify = percent, noise, backend, rectify
+        self.backward_kind = backward
 
     def forward(self, h: Tensor) -> Tensor:
         noise = self.noise
         if noise.ids is None or noise.passes is None:
             raise SapcoreError("a SAP layer needs its network's random numbers: call the NoisyModel that with_sap made")
         names = noise.seed, noise.ids, noise.passes, noise.next_layer()
-        return _sap(h, self.percent, *names, self.rectify, False, self.backend)[0]
+        if self.backward_kind == "constant" or not (h.requires_grad and torch.is_grad_enabled()):
+            return _sap(h, self.percent, *names, self.rectify, False, self.backend)[0]
+        h = h.relu() if self.rectify else h
+        scaled = self.backward_kind == "scale"
+        out, mask = _sap(h.detach(), self.percent, *names, False, scaled, self.backend)
+        soft = scaled_by_mask(h, mask, self.percent) if scaled else h
+        return out + (soft - soft.detach())
 
     def extra_repr(self) -> str:
-        return f"percent={self.percent}" + ", rectify=True" * self.rectify
+        more = "" if self.backward_kind == "constant" else f", backward={self.backward_kind!r}"
+        return f"percent={self.percent}" + ", rectify=True" * self.rectify + more
 
     def absorb(self, before: nn.Module) -> nn.Module | None:
         """A layer that is `before`, then this one, in one step; None if there is none."""
-        return NormalizedSAP(before, self) if type(before) is nn.BatchNorm2d and self.rectify else None
+        if type(before) is nn.BatchNorm2d and self.rectify and self.backward_kind == "constant":
+            return NormalizedSAP(before, self)
+        return None
+
+
+def scaled_by_mask(h: Tensor, mask: Tensor, percent: float) -> Tensor:
+    """h / (1 - (1 - p)^r) where the mask keeps it, else 0: differentiable in h through p too, given the mask."""
+    flat = reference.to_units(h)
+    wide = flat if flat.dtype == torch.float64 else flat.float()
+    p = wide.abs() / wide.abs().sum(1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
+    keep = reference.to_units(mask) & (p > 0)
+    inside = torch.where(keep, p, 0.5).clamp(max=1 - torch.finfo(wide.dtype).eps)  # where the derivative is finite
+    out = torch.where(keep, wide * reference.scale(inside, reference.draws(percent, flat.shape[1])), 0.0)
+    return reference.from_units(out.to(h.dtype), h)
 
 
 class NormalizedSAP(nn.Module):
@@ -237,17 +265,22 @@ class NormalizedSAP(nn.Module):
 
 
 def with_sap(
-    model: nn.Module, percent: float = 100, after: tuple[type[nn.Module], ...] = (nn.ReLU,), backend: str = "auto"
+    model: nn.Module,
+    percent: float = 100,
+    after: tuple[type[nn.Module], ...] = (nn.ReLU,),
+    backend: str = "auto",
+    backward: str = "constant",
 ) -> NoisyModel:
     """A copy of a pretrained network with SAP after every ReLU (Sec. 3); the original is untouched.
 
     The copy is called as `noisy(x, seed=0, ids=None, passes=0)`; see `NoisyModel`. A plain ReLU and its SAP become
     one `SAP(rectify=True)`; a ReLU with hooks keeps its place before a SAP of its own. Only modules count:
-    a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first.
+    a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first. `backward` is for adversaries,
+    see `SAP`: the outputs are the same, their gradients are not.
     Raises `SapcoreError` if the network has no module of the types `after`.
     """
     noise = Noise()
-    guarded = put_after(model, after, lambda rectify: SAP(percent, noise, backend, rectify))
+    guarded = put_after(model, after, lambda rectify: SAP(percent, noise, backend, rectify, backward))
     return NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
 
 

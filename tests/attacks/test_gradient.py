@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sapcore.attacks.gradient import estimator, gradient_of_mean, mean_of_gradients
+from sapcore.attacks.gradient import estimator, gradient_of_mean, margin, mean_of_gradients
 from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel
 
@@ -107,3 +107,24 @@ def test_an_unknown_estimator_is_refused() -> None:
         SapcoreError, match="estimator is 'mean', but must be one of mean_of_gradients, gradient_of_mean"
     ):
         estimator("mean")
+
+
+def test_the_margin_is_the_lead_of_the_best_wrong_class() -> None:
+    scores = torch.tensor([[[1.0, 5.0, 2.0], [4.0, 0.0, 3.5]]])
+    assert margin(scores, torch.tensor([[1, 2]])).tolist() == [[-3.0, 0.5]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_both_estimators_take_the_margin(
+    noisy: NoisyModel, few: tuple[Tensor, Tensor, Tensor], batch_size: int
+) -> None:
+    x, y, ids = few
+    leaf = x.clone().requires_grad_()
+    logits = torch.stack([noisy(leaf, seed=SEED, ids=ids, passes=number).double() for number in PASSES])
+    wanted = {
+        "mean_of_gradients": margin(logits, y.expand(len(PASSES), -1)).sum() / len(PASSES),
+        "gradient_of_mean": margin(logits.softmax(-1).mean(0).log(), y).sum(),
+    }
+    for name, loss in wanted.items():
+        found = estimator(name)(noisy, x, y, ids, SEED, PASSES, batch_size, "float32", "margin")
+        close(found, torch.autograd.grad(loss, leaf, retain_graph=True)[0])

@@ -7,12 +7,14 @@ import torch
 import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor, nn
 
 from sapcore import attacks, checkpoints, data
-from sapcore.attacks.gradient import ESTIMATORS
+from sapcore.attacks.gradient import ESTIMATORS, margin
 from sapcore.errors import SapcoreError
-from sapcore.randomness import NoisyModel
+from sapcore.evaluation import accuracy, predict
+from sapcore.randomness import NoisyModel, stream
 from tests.attacks.common import Linear, UnitRange, share_that_differs
 
 Watch = Callable[[nn.Module], list[int]]
@@ -155,3 +157,61 @@ def test_stopping_at_success_is_no_weaker_and_goes_on_where_the_network_is_right
 def test_stopping_at_success_is_for_deterministic_networks(noisy: NoisyModel, digits: Images) -> None:
     with pytest.raises(SapcoreError, match="stop_at_success is for deterministic networks"):
         attacks.iterative(noisy, digits[0][:2], digits[1][:2], 4, stop_at_success=True)
+
+
+# PGD: random starts and restarts
+
+
+def test_a_random_start_is_anywhere_in_the_ball(dense: nn.Module, digits: Images) -> None:
+    x, y = digits[0][:8].float(), digits[1][:8]
+    first, other = (attacks.iterative(dense, x, y, 4, 1e-9, 1, seed=seed, random_start=True) for seed in (0, 1))
+    inside = (x >= 4) & (x <= 251)
+    change = (first - x)[inside] / 4
+    assert float(change.abs().max()) <= 1
+    assert stats.kstest(change[::7].double().numpy(), "uniform", (-1, 2)).pvalue > 1e-6
+    assert not torch.equal(first, other)
+    alone = attacks.iterative(dense, x[5:6], y[5:6], 4, 1e-9, 1, random_start=True, ids=torch.tensor([5]))
+    assert torch.equal(alone[0], first[5])
+
+
+def test_more_restarts_are_no_weaker(dense: nn.Module, noisy: NoisyModel, digits: Images) -> None:
+    x, y = digits[0][:24].float(), digits[1][:24]
+    arguments = {"eps": 24, "step": 6, "steps": 3, "passes": 2, "seed": 3, "random_start": True}
+    for model in (dense, noisy):
+        tried = [attacks.iterative(model, x, y, restarts=count, **arguments) for count in (1, 4)]  # type: ignore[arg-type]
+        p = [predict(model, x_adv, 2, stream(3, "choice"), torch.arange(24)).clamp(min=1e-30).log() for x_adv in tried]
+        one, four = (margin(scores, y) for scores in p)
+        assert (four >= one).all()
+        assert (four > one).any()
+        assert float((tried[1] - x).abs().max()) <= 24
+
+
+def test_on_a_noisy_network_restarts_draw_passes_of_their_own(noisy: NoisyModel, digits: Images) -> None:
+    x, y = digits[0][:6].float(), digits[1][:6]
+    one, three = (attacks.iterative(noisy, x, y, 8, 4, 2, passes=1, restarts=count) for count in (1, 3))
+    same = (one == three).flatten(1).all(1)
+    assert not same.all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"restarts": 0}, "restarts is 0, but must be a whole number of 1 or more"),
+        ({"restarts": 2}, "restarts of a deterministic network are all the same without random_start"),
+        ({"loss": "hinge"}, "loss is 'hinge', but must be one of cross_entropy, margin"),
+    ],
+)
+def test_senseless_restarts_and_losses_are_one_sentence(
+    dense: nn.Module, digits: Images, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SapcoreError, match=f"^{message}$"):
+        attacks.iterative(dense, digits[0][:2], digits[1][:2], 4, **arguments)  # type: ignore[arg-type]
+
+
+def test_the_margin_breaks_a_network_as_well_as_the_cross_entropy(dense: nn.Module, digits: Images) -> None:
+    x, y = digits[0][:50].float(), digits[1][:50]
+    right = [
+        accuracy(predict(dense, attacks.iterative(dense, x, y, 32, 4, 10, loss=loss)), y).value
+        for loss in ("cross_entropy", "margin")
+    ]
+    assert max(right) < 0.6

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapcore import SAP, evaluation, sap, with_sap
+from sapcore import SAP, attacks, evaluation, sap, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20
 from sapcore.randomness import Noise, NoisyModel
@@ -467,3 +467,85 @@ def test_predictions_do_not_depend_on_the_batch_size(
     whole = evaluation.predict(noisy, images, passes=3, batch_size=500)
     parts = evaluation.predict(noisy, images, passes=3, batch_size=batch_size)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+# What an adversary's gradient sees
+
+
+def chain(backward: str, percent: float = 60, backend: str = "auto") -> NoisyModel:
+    """A linear layer, a ReLU, SAP, a linear layer, in float64 where the reference is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3))
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    network = network.double() if backend == "reference" else network
+    return with_sap(network.eval().requires_grad_(False), percent, backend=backend, backward=backward)
+
+
+@pytest.mark.parametrize("backward", ["scale", "identity"])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_outputs_do_not_depend_on_what_the_gradient_sees(backward: str, backend: str) -> None:
+    x = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))
+    x = (x.double() if backend == "reference" else x).requires_grad_()
+    plain, other = (chain(kind, backend=backend)(x, seed=3, passes=2) for kind in ("constant", backward))
+    torch.testing.assert_close(other, plain)
+    one, another = (torch.autograd.grad(out.sum(), x)[0] for out in (plain, other))
+    assert not torch.allclose(one, another)
+
+
+def test_the_gradient_through_the_scale_is_the_derivative_given_the_mask() -> None:
+    """Compared with finite differences of the formula, the mask held fixed."""
+    noisy = chain("scale", backend="reference")
+    x = torch.randn(4, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first, last = (layer for layer in noisy.modules() if isinstance(layer, nn.Linear))
+    h = first(x).relu()
+    _, mask = sap(h, 60, seed=3, passes=2, return_mask=True, backend="reference")
+    r = int(0.6 * 20)
+
+    def given_the_mask(x: Tensor) -> Tensor:
+        h = first(x).relu()
+        p = h / h.sum(1, keepdim=True)
+        kept = torch.where(mask, 1 - (1 - p) ** r, 1.0)
+        return last(torch.where(mask, h / kept, 0.0)).sum()
+
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(noisy(leaf, seed=3, passes=2).sum(), leaf)
+    for i, j in ((0, 0), (1, 5), (2, 11), (3, 7)):
+        step = torch.zeros_like(x)
+        step[i, j] = 1e-6
+        slope = (given_the_mask(x + step) - given_the_mask(x - step)) / 2e-6
+        assert float(found[i, j]) == pytest.approx(float(slope), rel=1e-5, abs=1e-7)
+
+
+def test_the_identity_gradient_is_that_of_the_network_without_sap_at_the_noisy_outputs() -> None:
+    noisy = chain("identity")
+    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    (found,) = torch.autograd.grad((noisy(x, seed=3) * weight).sum(), x)
+    first, last = (layer for layer in noisy.modules() if isinstance(layer, nn.Linear))
+    (expected,) = torch.autograd.grad((last(first(x).relu()) * weight).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_map_with_one_active_unit_or_none_has_a_finite_gradient_through_the_scale() -> None:
+    network = with_sap(nn.Sequential(nn.ReLU()).eval(), 100, backward="scale")
+    x = torch.tensor([[5.0, -1.0, -1.0], [-1.0, -1.0, -1.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    (found,) = torch.autograd.grad(network(x).sum(), x)
+    assert torch.isfinite(found).all()
+    assert float(found[1].abs().sum()) == 0
+
+
+def test_an_unknown_backward_names_what_there_is(dense: nn.Module) -> None:
+    with pytest.raises(SapcoreError, match=r"^backward is .wrong., but must be one of constant, scale, identity$"):
+        with_sap(dense, 100, backward="wrong")
+
+
+def test_every_backward_goes_through_the_whole_network(dense: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = (t[:4] for t in digits)
+    directions = {
+        kind: attacks.fgsm_direction(with_sap(dense, 100, backward=kind), x, y, passes=3)
+        for kind in ("constant", "scale", "identity")
+    }
+    for kind in ("scale", "identity"):
+        share = float((directions[kind] == directions["constant"]).float().mean())
+        assert 0.5 < share < 0.98, f"{kind} is much like the plain gradient, and not the same"
