@@ -37,7 +37,6 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> Accuracy:
     return Accuracy(correct, len(labels), float(interval.low), float(interval.high))
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     x: Tensor,
@@ -53,16 +52,43 @@ def predict(
     A deterministic network is run once. At most `batch_size` rows are in memory at a time; the result
     does not depend on it but for float rounding.
     """
+    return _predict(model, x, None, passes, seed, ids, batch_size, precision)[0]
+
+
+def predict_and_count(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    passes: int = 100,
+    seed: int = 1,
+    ids: Tensor | None = None,
+    batch_size: int = BATCH_SIZE,
+    precision: str = "float32",
+) -> tuple[Tensor, Tensor]:
+    """What `predict` returns, and how many of its passes alone get each image right, int64 (N,). y: int64 (N,)."""
+    return _predict(model, x, y, passes, seed, ids, batch_size, precision)
+
+
+@torch.no_grad()
+def _predict(
+    model: nn.Module, x: Tensor, y: Tensor | None, passes: int, seed: int, ids: Tensor | None, batch_size: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     require_eval_mode(model)
     device, count = device_of(model), count_passes(model, passes)
-    outputs = []
+    outputs, counts = [], []
     for rows, names in batches(len(x), ids, batch_size):
         begun = begin(model, as_pixels(x[rows], device), precision)
+        labels = None if y is None else y[rows].to(device)
         total = torch.zeros((), device=device, dtype=torch.float64)
+        right = torch.zeros((), device=device, dtype=torch.int64)
         for _, logits in noisy_passes(model, begun, names, seed, range(passes), batch_size, precision):
             total = total + logits.double().softmax(-1).sum(0)
+            if labels is not None:
+                right = right + (logits.argmax(-1) == labels).sum(0)
         outputs.append((total / count).cpu())
-    return torch.cat(outputs)
+        counts.append(right.cpu())
+    return torch.cat(outputs), torch.cat(counts) if y is not None else torch.zeros(0, dtype=torch.int64)
 
 
 def begin(model: nn.Module, x: Tensor, precision: str) -> Begun:

@@ -139,6 +139,7 @@ class NoisyModel(nn.Module):
         super().__init__()
         self.model, self.noise, self.description = model, noise, description
         self.training = model.training
+        self.plain: tuple[nn.Module, ...] = ()  # the network without noise, if it is known; not a part of this one
         self._halves: tuple[list[nn.Module], tuple[nn.Module, nn.Module] | None] = ([], None)
 
     def forward(self, x: Tensor | Begun, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:

@@ -212,12 +212,16 @@ def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -
         return _played(cell, device)
     images, labels = (t[: cell.examples] for t in data.load(cell.dataset, "test"))
     model = defended(cell.checkpoint, cell.checkpoint_sha256, cell.defence, device)
-    p = evaluation.predict(
-        model, attacked(cell, images, labels, device, direction), cell.passes, stream(cell.seed, "evaluation"),
-        batch_size=_batch_size(device), precision=cell.precision,
+    p, right = evaluation.predict_and_count(
+        model, attacked(cell, images, labels, device, direction), labels, cell.passes,
+        stream(cell.seed, "evaluation"), batch_size=_batch_size(device), precision=cell.precision,
     )  # fmt: skip
     a = evaluation.accuracy(p, labels)
     found = {"accuracy": a.value, "low": a.low, "high": a.high, "correct": a.correct, "images": a.images}
+    if cell.defence.noisy:
+        # what counting single passes would claim: their mean, and the share of images that every pass gets right
+        found["single_pass"] = float(right.double().mean()) / cell.passes
+        found["every_pass"] = float((right == cell.passes).double().mean())
     return {**found, "calibration": vars(calibration(p, labels))}
 
 

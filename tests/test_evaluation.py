@@ -217,3 +217,13 @@ def test_bfloat16_changes_no_accuracy_by_more_than_its_interval(dataset: str, ep
         for p in ("float32", "bfloat16")
     )
     assert exact.low <= fast.value <= exact.high
+
+
+def test_single_passes_are_counted_beside_their_mean(noisy: NoisyModel, dense: nn.Module, digits: Images) -> None:
+    x, y = digits[0][:30], digits[1][:30]
+    p, right = evaluation.predict_and_count(noisy, x, y, passes=5, seed=3, batch_size=16)
+    assert torch.equal(p, evaluation.predict(noisy, x, passes=5, seed=3, batch_size=16))
+    alone = [noisy(x.float(), seed=3, passes=number).argmax(1) == y for number in range(5)]
+    assert torch.equal(right, torch.stack(alone).sum(0))
+    _, once = evaluation.predict_and_count(dense, x, y, passes=5)
+    assert torch.equal(once, (dense(x.float()).argmax(1) == y).long())

@@ -4,6 +4,7 @@ An estimator is a function `(model, x, y, ids, seed, passes, batch_size, precisi
 x float (n, ...), y int64 (n,), passes a range, gradient shaped as x. The loss is one of `LOSSES`.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import begin, count_passes, noisy_passes
+from sapcore.evaluation import autocast, begin, count_passes, device_of, noisy_passes
 from sapcore.randomness import Begun
 
 
@@ -86,6 +87,32 @@ def gradient_of_mean(
     return total / count
 
 
+@torch.enable_grad()
+def dense_backward(
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str,
+    loss: str = "cross_entropy",
+) -> Tensor:  # fmt: skip
+    """The mean over passes of the loss's gradient by the noisy logits, taken back through the network without noise.
+
+    BPDA (Athalye et al. 2018) with the dense network's backward pass in the place of SAP's.
+    Raises `SapcoreError` for a network that was not made by `with_sap`.
+    """
+    plain = getattr(model, "plain", ())
+    if not plain:
+        raise SapcoreError("dense_backward needs a network that with_sap made: it goes back through the one without")
+    network = plain[0] if device_of(plain[0]) == x.device else copy.deepcopy(plain[0]).to(x.device)
+    by_logits = torch.zeros((), device=x.device, dtype=torch.float64)
+    begun = begin(model, x.detach(), precision)
+    for _, logits in noisy_passes(model, begun, ids, seed, passes, batch_size, precision):
+        leaf = logits.detach().double().requires_grad_()
+        (gradient,) = torch.autograd.grad(_loss(loss)(leaf, y.expand(len(leaf), -1)).sum(), leaf)
+        by_logits = by_logits + gradient.sum(0)
+    leaf = x.detach().requires_grad_()
+    with autocast(precision, x.device):
+        dense = network(leaf).float()
+    return torch.autograd.grad(dense, leaf, (by_logits / count_passes(model, len(passes))).float())[0]
+
+
 def _sum_of_gradients(
     model: nn.Module, x: Tensor, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str,
     loss: Callable[[Tensor], Tensor],
@@ -102,7 +129,11 @@ def _sum_of_gradients(
     return torch.autograd.grad(begun.parts, leaf, gradients)[0]
 
 
-ESTIMATORS: dict[str, Estimator] = {"mean_of_gradients": mean_of_gradients, "gradient_of_mean": gradient_of_mean}
+ESTIMATORS: dict[str, Estimator] = {
+    "mean_of_gradients": mean_of_gradients,
+    "gradient_of_mean": gradient_of_mean,
+    "dense_backward": dense_backward,
+}
 
 
 def estimator(name: str) -> Estimator:

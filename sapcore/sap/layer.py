@@ -281,7 +281,9 @@ def with_sap(
     """
     noise = Noise()
     guarded = put_after(model, after, lambda rectify: SAP(percent, noise, backend, rectify, backward))
-    return NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
+    noisy = NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
+    noisy.plain = (model,)
+    return noisy
 
 
 def put_after(model: nn.Module, kinds: tuple[type[nn.Module], ...], layer: Callable[[bool], nn.Module]) -> nn.Module:

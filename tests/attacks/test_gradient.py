@@ -128,3 +128,19 @@ def test_both_estimators_take_the_margin(
     for name, loss in wanted.items():
         found = estimator(name)(noisy, x, y, ids, SEED, PASSES, batch_size, "float32", "margin")
         close(found, torch.autograd.grad(loss, leaf, retain_graph=True)[0])
+
+
+def test_dense_backward_goes_from_the_noisy_logits_through_the_network_without_sap(
+    noisy: NoisyModel, dense: nn.Module, few: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, y, ids = few
+    logits = torch.stack([noisy(x, seed=SEED, ids=ids, passes=number).double() for number in PASSES])
+    by_logits = (logits.softmax(-1) - F.one_hot(y, 10)).mean(0)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((dense(leaf).double() * by_logits).sum(), leaf)
+    close(estimate("dense_backward", noisy, few), expected)
+
+
+def test_dense_backward_needs_the_network_without_noise(dense: nn.Module, few: tuple[Tensor, Tensor, Tensor]) -> None:
+    with pytest.raises(SapcoreError, match=r"^dense_backward needs a network that with_sap made"):
+        estimate("dense_backward", dense, few)

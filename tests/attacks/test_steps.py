@@ -24,7 +24,10 @@ ON_GRADIENTS: dict[str, tuple[dict[str, Any], str]] = {
     "passes true": ({"passes": True}, "passes is True, but must be a whole number of 1 or more"),
     "no batch": ({"batch_size": 0}, "batch_size is 0, but must be a whole number of 1 or more"),
     "negative batch": ({"batch_size": -5}, "batch_size is -5, but must be a whole number of 1 or more"),
-    "estimator": ({"estimator": "bpda"}, "estimator is 'bpda', but must be one of mean_of_gradients, gradient_of_mean"),
+    "estimator": (
+        {"estimator": "bpda"},
+        "estimator is 'bpda', but must be one of mean_of_gradients, gradient_of_mean, dense_backward",
+    ),
     "precision": ({"precision": "half"}, "precision is 'half', but must be one of float32, bfloat16"),
     "seed": ({"seed": -1}, r"seed is -1, but must be a whole number from 0 to 2\*\*64 - 1"),
     "ids": ({"ids": torch.arange(2)}, r"ids has shape \(2,\), but must be \(3,\), one per example"),
