@@ -5,8 +5,8 @@
 In order: the tests of the Triton kernels on the hardware, the benchmarks, the trainings that have no checkpoint, all of
 them side by side, and the cells that are missing from the store. Each step that is done leaves a mark in FOLDER and is
 not repeated; its log is there too. After each step what is new under data/ is packed into FOLDER/results.tar, to be
-unpacked in the repository that the numbers are for. No step is begun after `--minutes`; training and cells stop there
-and go on later.
+unpacked in the repository that the numbers are for. No step is begun after `--minutes`; trainings and cells stop there
+and go on later: cells and networks anywhere, agents where their `.state/` still is.
 """
 
 import argparse
@@ -69,15 +69,21 @@ def _environment(processes: int) -> dict[str, str]:
 
 
 def pack(out: Path) -> None:
-    """What the repository gains, and the half-finished trainings without their replays, in one file."""
+    """What the repository gains, and half-finished networks, in one file; an agent's replay would be too large."""
     temporary = out / ".results.tar"
     with tarfile.open(temporary, "w") as tar:
         for name in (*NEW, STATE.name):
             if (ROOT / name).exists():
                 tar.add(
-                    ROOT / name, arcname=name, filter=lambda member: None if member.name.endswith(".npy") else member
+                    ROOT / name,
+                    arcname=name,
+                    filter=lambda f: None if "/double-dqn-" in f"/{f.name}" and f.name.startswith(STATE.name) else f,
                 )
     temporary.replace(out / "results.tar")
+
+
+def _small(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if member.name.startswith(f"{STATE.name}/double-dqn-") else member
 
 
 def main() -> None:

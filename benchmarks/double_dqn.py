@@ -48,7 +48,9 @@ def fill(run: _Run, transitions: int) -> None:
 def main() -> None:
     options = arguments(__doc__, GAME, rounds=5, steps=1008, most=1_000_000)
     device, least = options.device, 10_000
-    recipe = dataclasses.replace(Recipe(GAME), replay=max(options.most, least), learning_starts=1600, steps=10**9)
+    recipe = dataclasses.replace(
+        Recipe(GAME), replay=max(options.most, least), learning_starts=1600, epsilon_steps=1, steps=10**9
+    )
     theirs = DQN(
         "CnnPolicy", VecFrameStack(make_atari_env(f"ALE/{GAME}-v5", n_envs=1, seed=0), 4), buffer_size=10_000,
         learning_starts=100, batch_size=32, train_freq=4, gradient_steps=1, target_update_interval=recipe.target_update,

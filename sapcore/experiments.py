@@ -363,6 +363,7 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
         else:
             rows.append({"panel": panel, "series": series, "eps": cell.attack.eps, **_row(cell, found)})
     frame = pd.DataFrame(rows, columns=["panel", "series", "eps", *_MEASURED[figure == "table1"], *_COLUMNS])
+    frame = frame.astype({"low": float, "high": float})
     frame.attrs = {"figure": figure, "missing": missing, "settings": s}
     return frame
 
@@ -388,7 +389,7 @@ def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
         "level": cell.defence.level,
         "gradient_passes": attack.passes,
         "steps": attack.steps,
-        "gradients": attack.passes * max(1, attack.steps),
+        "gradients": attack.passes * max(1, attack.steps) * attack.restarts,
         **{name: origin[name] for name in ("device", "commit", "date")},
     }
 

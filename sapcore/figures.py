@@ -300,16 +300,17 @@ def returns(frame: pd.DataFrame) -> Figure:
     figure, panels = _panels(games)
     for axes, game in zip(panels, games, strict=False):
         part = frame[frame["panel"] == game]
+        grid = sorted(part["eps"].unique())
         for i, (name, curve) in enumerate(part[part["series"] != "random"].groupby("series", sort=False)):
             curve = curve.sort_values("eps")
             bars = [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
-            places = np.arange(len(curve)) + 0.08 * i
+            places = np.array([grid.index(e) for e in curve["eps"]]) + 0.08 * i
             axes.errorbar(places, curve["mean"], yerr=bars, marker="o", capsize=3, label=name, color=f"C{i}")
-            axes.set_xticks(np.arange(len(curve)), [f"{e:g}" for e in curve["eps"]])
         chance = part[part["series"] == "random"]
         if len(chance):
             axes.axhline(chance["mean"].item(), color="0.4", linestyle="--", label="at random")
             axes.axhspan(chance["low"].item(), chance["high"].item(), color="0.4", alpha=0.15, linewidth=0)
+        axes.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
         axes.set(title=game, xlabel="perturbation λ (of 255)", ylabel="mean return")
         axes.set_ylim(bottom=min(0, part["low"].min()))
     panels[0].legend()
@@ -331,7 +332,7 @@ def _panels(names: list[str]) -> tuple[Figure, list[Axes]]:
 
 def returns_table(frame: pd.DataFrame) -> Markdown:
     """Mean returns with their bootstrap intervals: a row per game and player, a column per eps."""
-    text = [f"{a:,.1f} [{low:,.1f}, {high:,.1f}]" for a, low, high in
+    text = [f"{a:,.1f}" + ("" if np.isnan(low) else f" [{low:,.1f}, {high:,.1f}]") for a, low, high in
             zip(frame["mean"], frame["low"], frame["high"], strict=True)]  # fmt: skip
     rows = frame.assign(text=text, row=frame["panel"] + ", " + frame["series"])
     wide = rows.pivot(index="row", columns="eps", values="text").reindex(rows["row"].unique())
@@ -348,8 +349,7 @@ def table1(frame: pd.DataFrame) -> Markdown:
         ours = rows.setdefault(f"λ = {e:g}, ours", {})
         for game in frame["panel"].unique():
             if {(game, "dense", e), (game, "SAP-100", e)} <= set(found.index):
-                change, low, high = relative_change(found[game, "SAP-100", e], found[game, "dense", e])
-                ours[game] = f"{100 * change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+                ours[game] = _change_in_percent(found[game, "SAP-100", e], found[game, "dense", e])
         published = TABLE_1.get(e, ())
         if len(published) == len(GAMES):
             rows[f"λ = {e:g}, published"] = {g: f"{100 * v:+.1f}" for g, v in zip(GAMES, published, strict=True)}
@@ -361,6 +361,13 @@ def table1(frame: pd.DataFrame) -> Markdown:
         rest = "; ".join(loose)
         table += f"\n\nPublished too, with blanks whose games are not known, in the paper's order (%): {rest}."
     return Markdown(table)
+
+
+def _change_in_percent(returns: list[float], of: list[float]) -> str:
+    change, low, high = relative_change(returns, of)
+    if not np.isfinite(change):
+        return "0 to 0" if np.isnan(change) else "from 0"
+    return f"{100 * change:+.1f}" + ("" if np.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
 
 
 def attacked_play(moments: list[Moment], actions: list[str]) -> Figure:

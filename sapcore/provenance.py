@@ -26,12 +26,15 @@ def device(name: str | None = None) -> torch.device:
     return found
 
 
-def collect(on: torch.device) -> dict[str, object]:
-    """Device, versions, commit and date of a computation that runs now."""
+def collect(on: torch.device, packages: tuple[str, ...] = ()) -> dict[str, object]:
+    """Device, versions, commit and date of a computation that runs now; packages: more whose versions count."""
     return {
         "device": device_name(on),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in ("sapcore", "torch", "numba")}},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: _version(p) for p in ("sapcore", "torch", "numba", *packages)},
+        },
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

@@ -137,7 +137,8 @@ class Cell:
         """A readable name, such as `SAP-100 fgsm eps 4`; not unique."""
         attack, source = self.attack, self.attack.source
         versus = f" from {source.label}" if source and source != self.defence else ""
-        return f"{self.defended} {attack.kind}{versus}" + (f" eps {attack.eps:g}" if attack.eps else "")
+        name = f"{self.defended} {attack.kind}{versus}" + (f" eps {attack.eps:g}" if attack.eps else "")
+        return f"{self.dataset} {name}" if self.plays else name
 
     @property
     def path(self) -> Path:

@@ -126,6 +126,12 @@ def test_the_verdict_follows_from_the_numbers(
     assert "%" in found.why or "points" in found.why
 
 
+def test_a_rise_at_one_eps_outweighs_a_fall_at_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = passes(0.3, 0.4, 0.5, 0.6)
+    points |= {("1 MC pass", 1): 0.33, ("1,000 MC passes", 1): 0.32}
+    assert judged(BY_NAME["more passes hurt more"], numbers(monkeypatch, points)).verdict == FAILS
+
+
 def passes(*values: float) -> Points:
     names = ("1 MC pass", "10 MC passes", "100 MC passes", "1,000 MC passes")
     return {(name, e): value for name, value in zip(names, values, strict=True) for e in SMALL}
@@ -229,9 +235,10 @@ def test_claims_about_the_baselines(
     ("name", "sap", "verdict"),
     [
         ("games lose without an attack", [5.0, 5.2, 5.1], HOLDS),
-        ("games lose without an attack", [5.0, 14.0, 10.0], DIRECTION),
+        ("games lose without an attack", [9.9, 10.1, 10.0], FAILS),
         ("games lose without an attack", [15.0, 15.2, 15.1], FAILS),
         ("games gain under attack", [15.0, 15.2, 15.1], HOLDS),
+        ("games gain under attack", [9.9, 10.1, 10.3], FAILS),
         ("games gain under attack", [5.0, 5.2, 5.1], FAILS),
         ("Bowling at 1", [15.0, 15.2, 15.1], DIRECTION),
         ("Bowling at 1", [352.0, 353.0, 352.6], HOLDS),
@@ -273,3 +280,22 @@ def test_claims_about_calibration(
     numbers(monkeypatch, {})
     monkeypatch.setattr(experiments, "calibrations", lambda settings: pd.DataFrame(rows))
     assert judged(BY_NAME[name], Numbers()).verdict == verdict
+
+
+def test_some_games_that_lose_and_none_that_gains_hold_in_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    returns = {game: [5.0, 5.2, 5.1] if i < 3 else [9.9, 10.1, 10.0] for i, game in enumerate(GAMES)}
+
+    def verdict() -> str:
+        rows = [
+            {"panel": game, "series": series, "eps": 0, "returns": found}
+            for game in GAMES
+            for series, found in (("dense", [10.0, 10.2, 9.8]), ("SAP-100", returns[game]))
+        ]
+        frame = pd.DataFrame(rows)
+        frame.attrs = {"missing": [], "settings": Settings()}
+        monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+        return judged(BY_NAME["games lose without an attack"], Numbers()).verdict
+
+    assert verdict() == DIRECTION
+    returns["Bowling"] = [15.0, 15.2, 15.1]
+    assert verdict() == FAILS

@@ -440,3 +440,23 @@ def test_a_game_is_a_cell_like_any_other(store: Path, monkeypatch: pytest.Monkey
     (check,) = runner.verify(cells[:1], device="cpu")
     assert not check.same
     assert "mean return" in check.reason
+
+
+def test_an_attack_on_a_game_has_no_direction_that_cells_could_share() -> None:
+    """Each observation has its own, also where the cells go to a cluster."""
+    noisy = Defence("sap", 100)
+    cell = Cell(
+        "Bowling", "agent", "ab" * 32, noisy, Attack("fgsm", 4, noisy, "mean_of_gradients", 2), 2, 2, 0, "float32"
+    )
+    assert runner._direction_of(cell) is None
+
+
+def test_games_elsewhere_agree_if_their_intervals_overlap(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("Bowling", "", "", Defence("random"), Attack(), 2, 1, 0, "float32")
+    stored = {"mean": 5.0, "low": 4.0, "high": 6.0, "returns": [4.0, 6.0], "steps": 9}
+    results.write(cell, stored, ORIGIN)
+    for low, high, same in ((5.9, 8.0, True), (6.1, 8.0, False), (None, None, False)):
+        found = stored | {"mean": 7.0, "low": low, "high": high}
+        monkeypatch.setattr(runner, "compute", lambda cell, device, found=found: found)
+        (check,) = runner.verify([cell], device="cpu")
+        assert check.same is same

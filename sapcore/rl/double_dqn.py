@@ -8,10 +8,9 @@ were being played begin anew, as ALE's vectorised games cannot be stored.
 import copy
 import dataclasses
 import json
-import math
 import shutil
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class Recipe:
     epsilon: float = 0.1
     """The share of random actions at the end."""
     epsilon_steps: int = 250_000
-    """Steps on which it falls from 1."""
+    """Steps, counted from the start, on which it falls from 1."""
     learning_rate: float = 2.5e-4
     """Of centered RMSProp on the gradient's sum over a minibatch, as Mnih et al. (2015) have it."""
     gamma1: float = 0.95
@@ -68,7 +67,9 @@ class Recipe:
     rules: Rules = dataclasses.field(default_factory=Rules)
 
     def epsilon_at(self, step: int) -> float:
-        """The share of random actions."""
+        """The share of random actions: all of them before anything is learnt."""
+        if step < self.learning_starts:
+            return 1.0
         return 1 - (1 - self.epsilon) * min(1.0, step / self.epsilon_steps)
 
 
@@ -122,11 +123,9 @@ class _Run:
         self.optimizer = RMSProp(
             self.online.parameters(), recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
         )
-        rules = recipe.rules
-        self.replay = Replay(recipe.replay, recipe.games, rules.side, rules.stack, self.folder)
-        self._saving: threading.Thread | None = None
-        if self.path.exists():
-            self._resume()
+        self._pool = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
+        self.replay = self._resumed() if self.path.exists() else self._replay()
         origin = provenance.collect(device)
         if origin not in self.origins:
             self.origins.append(origin)
@@ -141,7 +140,11 @@ class _Run:
         self.first = np.ones(games, dtype=bool)
         self.ended = np.zeros(games, dtype=bool)
         self.returns = np.zeros(games)
-        self.replay.interrupt()
+
+    def _replay(self, written: int | None = None) -> Replay:
+        recipe = self.recipe
+        newer = 2 * SAVED // recipe.games if written else 0  # at most: a save may still be under way at the next
+        return Replay(recipe.replay, recipe.games, recipe.rules.side, recipe.rules.stack, self.folder, written, newer)
 
     def _clear_row(self) -> None:
         self.finished: list[float] = []
@@ -181,8 +184,7 @@ class _Run:
     def _act(self, generator: np.random.Generator) -> NDArray[Any]:
         """Greedy actions, some of them replaced by random ones."""
         games = self.recipe.games
-        chance = self.recipe.epsilon_at(self.step) if self.step >= self.recipe.learning_starts else 1.0
-        at_random = generator.random(games) < chance
+        at_random = generator.random(games) < self.recipe.epsilon_at(self.step)
         actions: NDArray[Any] = generator.integers(0, self.actions, games)
         if not at_random.all():
             with torch.no_grad():
@@ -223,7 +225,7 @@ class _Run:
         mean = lambda found: round(float(torch.stack(found).mean()), 5) if found else None  # noqa: E731
         self.history.append({
             "step": self.step,
-            "epsilon": round(self.recipe.epsilon_at(self.step), 4),
+            "epsilon": round(self.recipe.epsilon_at(self.step - self.recipe.games), 4),
             "episodes": len(self.finished),
             "mean_return": round(float(np.mean(self.finished)), 2) if self.finished else None,
             "loss": mean(self.losses),
@@ -245,14 +247,25 @@ class _Run:
             "recipe": dataclasses.asdict(self.recipe),
         }  # fmt: skip
         tensors, described = self._tensors(), {"state": json.dumps(state)}
-        if self._saving is not None:
-            self._saving.join()
-        self._saving = threading.Thread(
-            target=lambda: write_atomically(self.path, safetensors.torch.save(tensors, described))
+        self._saved()
+        self._saving = self._pool.submit(
+            lambda: write_atomically(self.path, safetensors.torch.save(tensors, described))
         )
-        self._saving.start()
 
-    def _resume(self) -> None:
+    def _saved(self) -> None:
+        """Wait for the last save; raises `SapcoreError` if it failed."""
+        if self._saving is None:
+            return
+        try:
+            self._saving.result()
+        except OSError as error:
+            raise SapcoreError(
+                f"{self.path} cannot be written ({error.strerror or error}); make room and start again: the training "
+                "goes on from the last state that was saved"
+            ) from None
+
+    def _resumed(self) -> Replay:
+        """Take over what is saved; its replay."""
         content = self.path.read_bytes()
         try:
             tensors = safetensors.torch.load(content)
@@ -262,19 +275,17 @@ class _Run:
             raise SapcoreError(f"{self.path} is damaged; remove {self.folder} to train from the start") from None
         if state["recipe"] != json.loads(json.dumps(dataclasses.asdict(self.recipe))):
             raise SapcoreError(f"{self.path} is a training by another recipe; move {self.folder} away")
-        if not self.replay.found:
-            raise SapcoreError(f"{self.folder} has lost its replay; remove it to train from the start")
+        replay = self._replay(state["written"])
         self.step, self.history, self.origins = state["step"], state["history"], state["origins"]
-        self.replay.written = state["written"]
         part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
         self.online.load_state_dict(part("online."))
         self.target.load_state_dict(part("target."))
         self.optimizer.load(part("optimizer."))
+        return replay
 
     def finish(self) -> nn.Module:
         """Write the checkpoint with its model card and remove the half-finished state."""
-        if self._saving is not None:
-            self._saving.join()
+        self._saved()
         agent = copy.deepcopy(self.online).cpu().half()
         late = [row for row in self.history if row["step"] > 0.9 * self.recipe.steps and row["episodes"]]
         played = sum(row["episodes"] for row in late)
@@ -283,7 +294,7 @@ class _Run:
             "actions": self.actions,
             "recipe": dataclasses.asdict(self.recipe),
             "mean_return_at_the_end": (
-                round(sum(row["mean_return"] * row["episodes"] for row in late) / played, 2) if played else math.nan
+                round(sum(row["mean_return"] * row["episodes"] for row in late) / played, 2) if played else None
             ),
             "training_precision": "bfloat16 autocast",
             "seconds": round(sum(row["seconds"] for row in self.history), 1),

@@ -1,13 +1,13 @@
 """Playing a game, undisturbed or under attack: each observation is perturbed before the agent sees it (Sec. 4.2)."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor, nn
 
 from sapcore import attacks, evaluation
@@ -46,7 +46,6 @@ def play(
     estimator: str = "mean_of_gradients",
     precision: str = "float32",
     watch: Watcher | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Episodes:
     """Play `episodes` episodes side by side, each to its own end, by the greedy action; `agent` None plays at random.
 
@@ -54,7 +53,7 @@ def play(
     observation after FGSM in 0-255 along the gradient of `source` (the agent itself, if none is given): the loss is
     the cross-entropy of the softmax over the values against the source's own greedy action (Huang et al. 2017), the
     gradient is over `gradient_passes` passes. Games, actions and noise depend on (seed, episode, step) alone, so that
-    on a CPU the same call gives the same returns. `progress` is told how many episodes have ended.
+    on a CPU the same call gives the same returns.
     Raises `SapcoreError` for senseless arguments.
     """
     eps = attacks.steps.check_eps(eps)
@@ -89,10 +88,7 @@ def play(
         seen, rewards, terminated, truncated, _ = env.step(actions)
         returns[playing] += rewards[playing]
         step, steps = step + 1, steps + len(playing)
-        ended = (terminated | truncated)[playing]
-        if progress and ended.any():
-            progress(int(ended.sum()))
-        playing = playing[~ended]
+        playing = playing[~(terminated | truncated)[playing]]
     env.close()
     return Episodes(returns.tolist(), steps)
 
@@ -144,32 +140,39 @@ def values(
     return torch.cat(found)
 
 
-def interval_of_mean(returns: list[float]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean (percentiles, 10,000 resamples)."""
-    return _bootstrap((returns,), np.mean)
+RESAMPLES = 10_000
+
+
+def interval_of_mean(returns: list[float]) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % bootstrap interval of the mean (percentiles of 10,000 resamples); none of a single return."""
+    if len(returns) < 2:
+        return None, None
+    low, high = np.quantile(_resampled_means(returns, 0), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def relative_change(returns: list[float], of: list[float]) -> tuple[float, float, float]:
     """The change of the mean return as a fraction of the mean of `of`, with its 95 % bootstrap interval.
 
-    Returns nan where the mean of `of` is 0.
+    From a mean of 0 any gain is infinite, and 0 to 0 is nan; so is the interval of a single return. The ends of the
+    interval are resamples, not between two, so that an infinite one does not spoil its neighbour.
     """
-    if not np.mean(of):
-        return (float("nan"),) * 3
+    change = float(_change(np.mean(returns), np.mean(of)))
+    if len(returns) < 2 or len(of) < 2:
+        return change, float("nan"), float("nan")
+    changes = np.sort(_change(_resampled_means(returns, 0), _resampled_means(of, 1)))
+    known = changes[~np.isnan(changes)]
+    if not len(known):
+        return change, float("nan"), float("nan")
+    last = len(known) - 1
+    return change, float(known[int(0.025 * last)]), float(known[math.ceil(0.975 * last)])
 
-    def change(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        was = np.mean(b, axis=axis)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray((np.mean(a, axis=axis) - was) / np.abs(was))
 
-    low, high = _bootstrap((returns, of), change)
-    return float(change(np.array(returns), np.array(of), 0)), low, high
+def _change(a: Any, b: Any) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(np.subtract(a, b), np.abs(b))
 
 
-def _bootstrap(samples: tuple[list[float], ...], statistic: Callable[..., Any]) -> tuple[float, float]:
-    if any(len(sample) < 2 for sample in samples):
-        return float("nan"), float("nan")
-    found = stats.bootstrap(
-        samples, statistic, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0), vectorized=True
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def _resampled_means(returns: list[float], seed: int) -> NDArray[np.float64]:
+    drawn = np.random.default_rng(seed).integers(0, len(returns), (RESAMPLES, len(returns)))
+    return np.asarray(np.array(returns)[drawn].mean(axis=1))

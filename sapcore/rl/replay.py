@@ -1,5 +1,7 @@
 """The replay memory: the newest transitions of games played side by side, each frame kept once, in files if wanted."""
 
+import math
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +10,8 @@ import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sapcore.errors import SapcoreError
 
 
 class Minibatch(NamedTuple):
@@ -31,17 +35,28 @@ class Replay:
     that the operating system writes as it finds time, so that a killed process loses nothing and no save stalls.
     """
 
-    def __init__(self, capacity: int, games: int, side: int = 84, stack: int = 4, folder: Path | None = None) -> None:
-        self.found = folder is not None and (folder / "frames.npy").exists()
+    def __init__(
+        self, capacity: int, games: int, side: int = 84, stack: int = 4, folder: Path | None = None,
+        written: int | None = None, newer: int = 0,
+    ) -> None:  # fmt: skip
+        """An empty ring; with `written`, that of `folder` as it was after so many slots were written.
+
+        newer: how many slots may have been written since, over the oldest. Raises `SapcoreError` if the files are
+        not those of such a ring, and leaves them as they are.
+        """
         self.length, self.games, self.stack = max(capacity // games, stack + 2), games, stack
-        self.written = 0
+        self.written = written or 0
+        self.oldest = max(0, self.written + newer - self.length + stack) if written else 0
         shape = (self.length, games)
-        self.frames = _array(folder, "frames", (*shape, side, side), np.uint8)
-        self.actions = _array(folder, "actions", shape, np.uint8)
-        self.rewards = _array(folder, "rewards", shape, np.int8)
-        self.terminals = _array(folder, "terminals", shape, np.bool_)
-        self.first = _array(folder, "first", shape, np.bool_)
-        self.usable = _array(folder, "usable", shape, np.bool_)
+        kinds = {
+            "frames": ((*shape, side, side), np.uint8), "actions": (shape, np.uint8), "rewards": (shape, np.int8),
+            "terminals": (shape, np.bool_), "first": (shape, np.bool_), "usable": (shape, np.bool_),
+        }  # fmt: skip
+        arrays = _opened(folder, kinds) if folder and written is not None else _made(folder, kinds)
+        self.frames, self.actions, self.rewards = arrays["frames"], arrays["actions"], arrays["rewards"]
+        self.terminals, self.first, self.usable = arrays["terminals"], arrays["first"], arrays["usable"]
+        if written:  # what comes next does not follow from what was written last
+            self.usable[(written - 1) % self.length] = False
 
     def __len__(self) -> int:
         """Transitions kept."""
@@ -61,21 +76,24 @@ class Replay:
         self.rewards[slot], self.terminals[slot], self.usable[slot] = rewards, terminals, usable
         self.written += 1
 
-    def interrupt(self) -> None:
-        """What is added next does not follow from what was added last, as after a restart."""
-        if self.written:
-            self.usable[(self.written - 1) % self.length] = False
-
     def sample(self, n: int, generator: np.random.Generator) -> Minibatch:
-        """n transitions drawn uniformly, with replacement, from those whose every frame is still there."""
+        """n transitions drawn uniformly, with replacement, from those whose every frame is still there.
+
+        Raises `ValueError` if there is none.
+        """
         newest = self.written - 1  # its next observation is not known yet
-        oldest = max(0, self.written - self.length + self.stack - 1 if self.written > self.length else 0)
+        wrapped = self.written > self.length
+        oldest = max(self.oldest, self.written - self.length + self.stack - 1 if wrapped else 0)
         times, games = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
         open_ = np.arange(n)
-        while len(open_):
+        for _ in range(1000):
+            if not len(open_) or newest <= oldest:
+                break
             times[open_] = generator.integers(oldest, newest, len(open_))
             games[open_] = generator.integers(0, self.games, len(open_))
             open_ = open_[~self.usable[times[open_] % self.length, games[open_]]]
+        if len(open_):
+            raise ValueError("the replay holds no transition that could be drawn")
         side = self.frames.shape[-1]
         states = np.empty((2, n, side, side, self.stack), dtype=np.uint8)
         _gather(self.frames, self.first, times, games, states)
@@ -90,16 +108,36 @@ class Replay:
         )
 
 
-def _array(folder: Path | None, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+Kinds = dict[str, tuple[tuple[int, ...], Any]]
+
+
+def _made(folder: Path | None, kinds: Kinds) -> dict[str, NDArray[Any]]:
+    """Arrays of zeros, in files if a folder is given."""
     if folder is None:
-        return np.zeros(shape, dtype)
-    path = folder / f"{name}.npy"
-    if path.exists():
-        found: NDArray[Any] = np.lib.format.open_memmap(path, mode="r+")
-        if (found.shape, found.dtype) == (shape, np.dtype(dtype)):
-            return found
+        return {name: np.zeros(shape, dtype) for name, (shape, dtype) in kinds.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    needed = sum(math.prod(shape) for shape, _ in kinds.values())
+    old = sum(path.stat().st_size for path in folder.glob("*.npy"))
+    if shutil.disk_usage(folder).free + old < needed:
+        raise SapcoreError(f"the replay needs {needed / 1e9:.1f} GB under {folder}, which has less")
+    return {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        for name, (shape, dtype) in kinds.items()
+    }
+
+
+def _opened(folder: Path, kinds: Kinds) -> dict[str, NDArray[Any]]:
+    """The arrays that are there."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, (shape, dtype) in kinds.items():
+        path = folder / f"{name}.npy"
+        try:
+            found[name] = np.lib.format.open_memmap(path, mode="r+")
+        except (OSError, ValueError):
+            raise SapcoreError(f"{path} is not there or damaged; remove {folder} to train from the start") from None
+        if (found[name].shape, found[name].dtype) != (shape, np.dtype(dtype)):
+            raise SapcoreError(f"{path} is of another replay; remove {folder} to train from the start")
+    return found
 
 
 @njit(parallel=True, nogil=True, cache=True)

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sapcore import with_sap
 from sapcore.attacks.gradient import estimator, gradient_of_mean, margin, mean_of_gradients
 from sapcore.errors import SapcoreError
+from sapcore.models import ResNet20
 from sapcore.randomness import NoisyModel
 
 PASSES = range(3, 9)
@@ -144,3 +146,12 @@ def test_dense_backward_goes_from_the_noisy_logits_through_the_network_without_s
 def test_dense_backward_needs_the_network_without_noise(dense: nn.Module, few: tuple[Tensor, Tensor, Tensor]) -> None:
     with pytest.raises(SapcoreError, match=r"^dense_backward needs a network that with_sap made"):
         estimate("dense_backward", dense, few)
+
+
+def test_dense_backward_refuses_a_network_that_is_being_trained(few: tuple[Tensor, Tensor, Tensor]) -> None:
+    network = ResNet20()
+    noisy = with_sap(network, 100).eval()
+    before = network.norm.running_mean.clone()  # type: ignore[union-attr]
+    with pytest.raises(SapcoreError, match="training mode"):
+        estimate("dense_backward", noisy, few)
+    assert torch.equal(before, network.norm.running_mean)  # type: ignore[arg-type]

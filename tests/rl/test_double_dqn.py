@@ -1,8 +1,10 @@
 """Learning follows van Hasselt et al.'s target at the replay ratio that the recipe names, and goes on after a kill."""
 
 import dataclasses
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,25 +149,24 @@ from tests.rl.test_double_dqn import TINY
 import dataclasses
 checkpoints.CHECKPOINTS = Path({str(tmp_path / "checkpoints")!r})
 double_dqn.ROWS = double_dqn.SAVED = 100
-double_dqn.train("tiny", dataclasses.replace(TINY, steps=10**7), "cpu", Path({str(tmp_path)!r}), progress=False)
+double_dqn.train("tiny", dataclasses.replace(TINY, steps=10**7, replay=400), "cpu", Path({str(tmp_path)!r}), progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2], env=os.environ)
     state = tmp_path / "tiny" / "state.safetensors"
     deadline = time.monotonic() + 120
-    while not state.exists() or state.stat().st_mtime + 0.5 > time.time():
+    while not state.exists() or int(re.findall(rb'step\\": (\d+)', state.read_bytes())[0]) < 200:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    killed = dataclasses.replace(TINY, steps=10**7)
+    killed = dataclasses.replace(TINY, steps=10**7, replay=400)
     run = _Run("tiny", killed, CPU, folder)
-    assert run.step >= 100
-    assert len(run.replay) == min(run.step, TINY.replay)
+    assert run.step >= 200
+    assert len(run.replay) == min(run.step, 400)
     assert run.replay.frames.any()
     assert [row["step"] for row in run.history] == list(range(100, run.step + 1, 100))
-    if run.step > TINY.learning_starts + 100:
-        assert all(t.any() for t in run.optimizer.state().values())
+    assert all(t.any() for t in run.optimizer.state().values())
     before = [p.clone() for p in run.online.parameters()]
     for _ in range(30):
         run.advance()
@@ -173,8 +174,9 @@ double_dqn.train("tiny", dataclasses.replace(TINY, steps=10**7), "cpu", Path({st
     with pytest.raises(SapcoreError, match="is a training by another recipe"):
         _Run("tiny", dataclasses.replace(killed, seed=1), CPU, folder)
     (tmp_path / "tiny" / "frames.npy").unlink()
-    with pytest.raises(SapcoreError, match="has lost its replay; remove it"):
-        _Run("tiny", killed, CPU, folder)
+    for _ in range(2):
+        with pytest.raises(SapcoreError, match=r"frames.npy is not there or damaged; remove "):
+            _Run("tiny", killed, CPU, folder)
     state.write_bytes(b"half")
     with pytest.raises(SapcoreError, match="is damaged; remove"):
         _Run("tiny", killed, CPU, folder)
@@ -188,3 +190,19 @@ def test_an_unknown_agent_names_the_six() -> None:
 def test_a_training_is_a_function_of_its_seed(folder: Path) -> None:
     agents = [train("tiny", TINY, "cpu", folder, progress=False) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*(agent.parameters() for agent in agents), strict=True))
+
+
+def test_a_save_that_fails_stops_the_training_with_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(double_dqn, "write_atomically", full)
+    with pytest.raises(SapcoreError, match=r"cannot be written \(No space left on device\); make room"):
+        train("tiny", TINY, "cpu", folder, progress=False)
+
+
+def test_all_actions_are_random_before_anything_is_learnt() -> None:
+    recipe = Recipe("Bowling")
+    assert recipe.epsilon_at(recipe.learning_starts - 1) == 1
+    assert recipe.epsilon_at(recipe.epsilon_steps) == pytest.approx(0.1)
+    assert 0.1 < recipe.epsilon_at(recipe.learning_starts) < 1

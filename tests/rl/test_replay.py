@@ -1,5 +1,6 @@
 """The replay gives back what was seen, transition by transition, and nothing that never happened."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from sapcore.errors import SapcoreError
 from sapcore.rl.replay import Replay
 
 SIDE = 3
@@ -74,9 +76,7 @@ def test_every_usable_transition_is_drawn_equally_often() -> None:
 def test_a_ring_in_files_survives_its_process_and_an_interruption_is_no_transition(tmp_path: Path) -> None:
     replay = Replay(60, 2, SIDE, 4, tmp_path)
     before = play(replay, 20, 1)
-    again = Replay(60, 2, SIDE, 4, tmp_path)
-    again.written = replay.written
-    again.interrupt()
+    again = Replay(60, 2, SIDE, 4, tmp_path, replay.written)
     after = play(again, 8, 2, start=20)
     true = {key: t for key, t in (before | after).items() if key[0] != 19}
     batch = again.sample(500, np.random.default_rng(0))
@@ -85,9 +85,50 @@ def test_a_ring_in_files_survives_its_process_and_an_interruption_is_no_transiti
         assert states[np.ascontiguousarray(state).tobytes()] == np.ascontiguousarray(following).tobytes()
 
 
-def test_a_file_of_another_size_is_not_taken_over(tmp_path: Path) -> None:
-    Replay(60, 2, SIDE, 4, tmp_path)
-    assert Replay(80, 2, SIDE, 4, tmp_path).frames.shape[0] == 40
+def test_what_a_killed_process_wrote_over_the_oldest_is_not_drawn(tmp_path: Path) -> None:
+    """It went on for seven slots after its state was saved, over slots that the state takes for the oldest."""
+    replay = Replay(60, 2, SIDE, 4, tmp_path)
+    saved = play(replay, 50, 1)
+    written = replay.written
+    play(replay, 7, 5, start=50)
+    again = Replay(60, 2, SIDE, 4, tmp_path, written, newer=7)
+    batch = again.sample(2000, np.random.default_rng(0))
+    states = {t[0].tobytes(): t[4].tobytes() for t in saved.values()}
+    for state, following in zip(batch.states.numpy(), batch.next_states.numpy(), strict=True):
+        assert states[np.ascontiguousarray(state).tobytes()] == np.ascontiguousarray(following).tobytes()
+
+
+@pytest.mark.parametrize("name", ["frames", "actions", "rewards", "terminals", "first", "usable"])
+def test_a_lost_or_damaged_file_or_another_ring_is_one_sentence_and_nothing_is_lost(tmp_path: Path, name: str) -> None:
+    replay = Replay(60, 2, SIDE, 4, tmp_path)
+    play(replay, 20, 1)
+    before = replay.frames.copy()
+    with pytest.raises(SapcoreError, match=r"is of another replay; remove .* to train from the start$"):
+        Replay(80, 2, SIDE, 4, tmp_path, 20)
+    (tmp_path / f"{name}.npy").rename(tmp_path / "elsewhere")
+    with pytest.raises(SapcoreError, match=rf"{name}.npy is not there or damaged; remove .* to train from the start$"):
+        Replay(60, 2, SIDE, 4, tmp_path, 20)
+    (tmp_path / f"{name}.npy").write_bytes(b"half")
+    with pytest.raises(SapcoreError, match="is not there or damaged"):
+        Replay(60, 2, SIDE, 4, tmp_path, 20)
+    (tmp_path / "elsewhere").rename(tmp_path / f"{name}.npy")
+    assert np.array_equal(Replay(60, 2, SIDE, 4, tmp_path, 20).frames, before)
+
+
+def test_too_small_a_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(SapcoreError, match=r"^the replay needs 7.1 GB under .*, which has less$"):
+        Replay(1_000_000, 16, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_ring_or_one_of_useless_transitions_is_not_waited_for() -> None:
+    replay = Replay(60, 2, SIDE, 4)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no transition that could be drawn"):
+            replay.sample(3, np.random.default_rng(0))
+        play(replay, 20, 1)
+        replay.usable[:] = False
 
 
 def test_a_million_transitions_fit_in_8_gigabytes(tmp_path: Path) -> None:
