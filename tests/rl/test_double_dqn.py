@@ -149,7 +149,8 @@ from tests.rl.test_double_dqn import TINY
 import dataclasses
 checkpoints.CHECKPOINTS = Path({str(tmp_path / "checkpoints")!r})
 double_dqn.ROWS = double_dqn.SAVED = 100
-double_dqn.train("tiny", dataclasses.replace(TINY, steps=10**7, replay=400), "cpu", Path({str(tmp_path)!r}), progress=False)
+recipe = dataclasses.replace(TINY, steps=10**7, replay=400)
+double_dqn.train("tiny", recipe, "cpu", Path({str(tmp_path)!r}), progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2], env=os.environ)
     state = tmp_path / "tiny" / "state.safetensors"
