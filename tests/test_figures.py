@@ -417,7 +417,13 @@ def test_table_1_stands_beside_the_published_one_and_leaves_its_blanks_open() ->
     assert lines[2].count("-50.0 [") == 6
     assert lines[4].count("+100.0 [") == 6
     assert [cell.strip() for cell in lines[5].split("|")[2:8]] == [f"{100 * v:+.1f}" for v in TABLE_1[1]]
-    assert lines[-1].endswith("λ = 2: +9.8, +20.8, +204.8, +110.1, +92.3.")
+    assert lines[-1].endswith(
+        "λ = 2: +9.8, +20.8, +204.8, +110.1, +92.3; λ = 4: +12.4, +14.0, +1760.0, +202.6; "
+        "λ = 8: +16.6, +7.4, +60.9, +134.8."
+    )
+    few = games()
+    few.attrs["settings"] = settings(eps=[0, 1])
+    assert "λ = 8" not in figures.table1(few[few["eps"] < 2].assign()).data
     alone = figures.table1(games(("Bowling",))).data
     assert "+3425.9" in alone
     assert "Assault" not in alone
