@@ -74,11 +74,7 @@ def pack(out: Path) -> None:
     with tarfile.open(temporary, "w") as tar:
         for name in (*NEW, STATE.name):
             if (ROOT / name).exists():
-                tar.add(
-                    ROOT / name,
-                    arcname=name,
-                    filter=lambda f: None if "/double-dqn-" in f"/{f.name}" and f.name.startswith(STATE.name) else f,
-                )
+                tar.add(ROOT / name, arcname=name, filter=_small)
     temporary.replace(out / "results.tar")
 
 

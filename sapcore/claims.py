@@ -17,7 +17,7 @@ from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
-from sapcore.rl.playing import relative_change
+from sapcore.rl.playing import in_percent, relative_change
 
 HOLDS, DIRECTION, FAILS, OPEN = "holds", "holds in direction", "does not hold", "cannot be judged"
 VERDICTS = (HOLDS, DIRECTION, FAILS, OPEN)
@@ -63,7 +63,7 @@ class Claim:
     sentence: str
     """In our words."""
     rule: str
-    """When it holds, stated before the numbers."""
+    """When it holds."""
     figure: str
     """The one of `PLACES` whose numbers test it."""
     judge: Callable[["Numbers"], Verdict]
@@ -377,7 +377,7 @@ def _changes(n: Numbers, eps: float) -> dict[str, tuple[float, float, float]]:
 
 
 def _said(changes: dict[str, tuple[float, float, float]]) -> str:
-    return ", ".join(f"{g} {100 * c:+.1f} % [{100 * lo:+.1f}, {100 * hi:+.1f}]" for g, (c, lo, hi) in changes.items())
+    return ", ".join(f"{game} {in_percent(*change)}" for game, change in changes.items()) + " (%)"
 
 
 def _games_lose_when_clean(n: Numbers) -> Verdict:
@@ -402,7 +402,7 @@ def _games_gain_when_attacked(n: Numbers) -> Verdict:
 def _bowling(n: Numbers) -> Verdict:
     change, low, high = _changes(n, 1)["Bowling"]
     value = TABLE_1[1][GAMES.index("Bowling")]
-    why = f"{100 * change:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}], published {100 * value:+.1f} %"
+    why = f"{in_percent(change, low, high)}, published {100 * value:+.1f} (%)"
     return Verdict(HOLDS if low <= value <= high else DIRECTION if low > 0 else FAILS, why)
 
 

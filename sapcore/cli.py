@@ -94,6 +94,9 @@ def _train(parsed: argparse.Namespace) -> int:
         double_dqn.train(parsed.name, device=parsed.device)
         print(f"{parsed.name}: mean return {checkpoints.card(parsed.name)['mean_return_at_the_end']:g} at the end")
         return 0
+    if parsed.name not in training.RECIPES:
+        names = ", ".join((*training.RECIPES, *double_dqn.RECIPES))
+        raise SapcoreError(f"no recipe is named {parsed.name!r}; there are {names}")
     training.train(parsed.name, device=parsed.device)
     print(f"{parsed.name}: {checkpoints.card(parsed.name)['test_accuracy']:.2%} of the test images are right")
     return 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from sapcore.claims import PLACES
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
-from sapcore.rl.playing import Moment, relative_change
+from sapcore.rl.playing import Moment, in_percent, relative_change
 
 EPS_LABEL = "perturbation λ (pixel units, of 255)"
 
@@ -353,7 +353,7 @@ def table1(frame: pd.DataFrame) -> Markdown:
         ours = rows.setdefault(f"λ = {e:g}, ours", {})
         for game in frame["panel"].unique():
             if {(game, "dense", e), (game, "SAP-100", e)} <= set(found.index):
-                ours[game] = _change_in_percent(found[game, "SAP-100", e], found[game, "dense", e])
+                ours[game] = in_percent(*relative_change(found[game, "SAP-100", e], found[game, "dense", e]))
         published = TABLE_1.get(e, ())
         if len(published) == len(GAMES):
             rows[f"λ = {e:g}, published"] = {g: f"{100 * v:+.1f}" for g, v in zip(GAMES, published, strict=True)}
@@ -365,13 +365,6 @@ def table1(frame: pd.DataFrame) -> Markdown:
         rest = "; ".join(loose)
         table += f"\n\nPublished too, with blanks whose games are not known, in the paper's order (%): {rest}."
     return Markdown(table)
-
-
-def _change_in_percent(returns: list[float], of: list[float]) -> str:
-    change, low, high = relative_change(returns, of)
-    if not np.isfinite(change):
-        return "0 to 0" if np.isnan(change) else "from 0"
-    return f"{100 * change:+.1f}" + ("" if np.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
 
 
 def attacked_play(moments: list[Moment], actions: list[str]) -> Figure:

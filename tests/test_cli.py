@@ -13,6 +13,7 @@ import pytest
 from sapcore import checkpoints, claims, experiments, results, runner, training
 from sapcore.cli import main
 from sapcore.experiments import cells, settings
+from sapcore.rl import double_dqn
 
 TINY = ("--dataset", "digits", "--eps", "0", "3", "--examples", "3", "--passes", "2")
 COMMANDS = ("data", "train", "film", "run", "status", "verify", "claims")
@@ -47,6 +48,7 @@ def test_the_command_itself_lists_its_commands(capsys: pytest.CaptureFixture[str
     assert all(f"    {command} " in text for command in COMMANDS)
 
 
+BOTH = (*training.RECIPES, *double_dqn.RECIPES)
 SENSELESS: list[tuple[Sequence[str], str]] = [
     (["run", "fig9"], "no figure is named 'fig9'; there are "),
     (["status", "fig9"], "no figure is named 'fig9'; there are "),
@@ -62,6 +64,7 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["film", "Bowling", "--steps", "0"], "steps is 0, but must be a whole number of 1 or more"),
     (["run", "table1", "--game", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, "),
+    (["train", "double-dqn-Pong"], f"no recipe is named 'double-dqn-Pong'; there are {', '.join(BOTH)}"),
     (["train", "resnet20-digits", "--device", "gpu"], "device is 'gpu', but must be cpu, cuda or cuda:N"),
 ]
 

@@ -71,20 +71,17 @@ def gradient_of_mean(
     """
     count = count_passes(model, passes=len(passes))
     with torch.no_grad():
-        begun = begin(model, x, precision)
-        softmaxes = (
-            logits.double().softmax(-1).sum(0)
-            for _, logits in noisy_passes(model, begun, ids, seed, passes, batch_size, precision)
-        )
-        mean = (torch.stack(list(softmaxes)).sum(0) / count).clamp(min=1e-30)
+        total = torch.zeros((), device=x.device, dtype=torch.float64)
+        for _, logits in noisy_passes(model, begin(model, x, precision), ids, seed, passes, batch_size, precision):
+            total = total + logits.double().softmax(-1).sum(0)
+        mean = (total / count).clamp(min=1e-30)
     leaf = mean.log().requires_grad_()
     (by_log,) = torch.autograd.grad(_loss(loss)(leaf, y).sum(), leaf)
 
     def of_passes(logits: Tensor) -> Tensor:
         return (logits.double().softmax(-1) * (by_log / mean)).sum()
 
-    total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, of_passes)
-    return total / count
+    return _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, of_passes) / count
 
 
 @torch.enable_grad()

@@ -41,13 +41,7 @@ def make(game: str, count: int, rules: Rules | None = None) -> Any:
     """
     rules = rules or Rules()
     check_game(game)
-    try:
-        import ale_py
-        import gymnasium
-    except ImportError:
-        raise SapcoreError("Atari needs gymnasium and ALE: install them with `pip install 'sapcore[rl]'`") from None
-    gymnasium.register_envs(ale_py)
-    return gymnasium.make_vec(
+    return _gymnasium().make_vec(
         f"ALE/{game}-v5",
         num_envs=count,
         vectorization_mode="vector_entry_point",
@@ -66,13 +60,20 @@ def make(game: str, count: int, rules: Rules | None = None) -> Any:
     )
 
 
+def _gymnasium() -> Any:
+    """The package, with ALE's games in its register."""
+    try:
+        import ale_py
+        import gymnasium
+    except ImportError:
+        raise SapcoreError("Atari needs gymnasium and ALE: install them with `pip install 'sapcore[rl]'`") from None
+    gymnasium.register_envs(ale_py)
+    return gymnasium
+
+
 def action_names(game: str) -> list[str]:
     """What the actions do, in their order, such as UPRIGHT."""
-    import ale_py
-    import gymnasium
-
-    gymnasium.register_envs(ale_py)
-    env: Any = gymnasium.make(f"ALE/{check_game(game)}-v5")
+    env = _gymnasium().make(f"ALE/{check_game(game)}-v5")
     names: list[str] = env.unwrapped.get_action_meanings()
     env.close()
     return names

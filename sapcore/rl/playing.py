@@ -168,6 +168,13 @@ def relative_change(returns: list[float], of: list[float]) -> tuple[float, float
     return change, float(known[int(0.025 * last)]), float(known[math.ceil(0.975 * last)])
 
 
+def in_percent(change: float, low: float, high: float) -> str:
+    """What `relative_change` found, in words: `+12.0 [-3.0, +30.0]`, or `from 0` where that is no number."""
+    if not np.isfinite(change):
+        return "0 to 0" if np.isnan(change) else "from 0"
+    return f"{100 * change:+.1f}" + ("" if np.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
+
+
 def _change(a: Any, b: Any) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.divide(np.subtract(a, b), np.abs(b))
