@@ -1,12 +1,13 @@
 """Trained weights: safetensors (no code runs on loading), each with a JSON model card that holds its sha256."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
 from sapcore.models import QNetwork, ResNet20
@@ -67,6 +68,35 @@ def load(name: str) -> nn.Module:
 def sha256(name: str) -> str:
     """The checkpoint's sha256 as its card says: it is part of the key of every cell computed from it."""
     return str(card(name)["sha256"])
+
+
+def write_state(path: Path, tensors: dict[str, Tensor], recipe: Any, state: dict[str, Any]) -> None:
+    """Write a half-finished training, whole or not at all."""
+    described = {"state": json.dumps({**state, "recipe": dataclasses.asdict(recipe)})}
+    write_atomically(path, safetensors.torch.save(tensors, described))
+
+
+def read_state(path: Path, recipe: Any, folder: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_state` wrote, if it was by this recipe; fields that are younger than it stand at their default.
+
+    Raises `SapcoreError` if it was by another one or is damaged, and says to move `folder`, or `path`, away.
+    """
+    content, away = path.read_bytes(), folder or path
+    try:
+        tensors = safetensors.torch.load(content)
+        header_length = int.from_bytes(content[:8], "little")
+        state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
+        defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.default is not dataclasses.MISSING}
+        before = json.loads(json.dumps({**defaults, **state["recipe"]}, default=dataclasses.asdict))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        raise SapcoreError(f"{path} is damaged; remove {away} to train from the start") from None
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    unlike = [name for name in {**asked, **before} if asked.get(name) != before.get(name)]
+    if unlike:
+        raise SapcoreError(
+            f"{path} is a training by another recipe ({', '.join(unlike)}); move {away} away or restore the recipe"
+        )
+    return tensors, state
 
 
 def _way_back(name: str) -> str:

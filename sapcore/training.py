@@ -6,12 +6,10 @@ so a run that was killed goes on to the same weights, bit for bit on a CPU with 
 
 import copy
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +19,7 @@ from sapcore import attacks, checkpoints, data, evaluation, provenance
 from sapcore.baselines import with_dropout
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20, initialize
-from sapcore.paths import STATE, write_atomically
+from sapcore.paths import STATE
 from sapcore.randomness import stream
 
 
@@ -146,15 +144,7 @@ class _Run:
         self.padded = F.pad(images, padding, value=127).permute(0, 2, 3, 1).contiguous()
 
     def _resume(self) -> None:
-        content = self.path.read_bytes()
-        try:
-            tensors = safetensors.torch.load(content)
-            header_length = int.from_bytes(content[:8], "little")
-            state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
-        except (safetensors.SafetensorError, ValueError, KeyError):
-            raise SapcoreError(f"{self.path} is damaged; remove it to train from the start") from None
-        if state["recipe"] != json.loads(json.dumps(dataclasses.asdict(self.recipe))):
-            raise SapcoreError(f"{self.path} is a training by another recipe; move it away or restore the recipe")
+        tensors, state = checkpoints.read_state(self.path, self.recipe)
         self.epoch, self.history, self.origins = state["epoch"], state["history"], state["origins"]
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for key, parameter in self.model.named_parameters():
@@ -168,8 +158,7 @@ class _Run:
             if parameter in self.optimizer.state:
                 tensors[f"momentum.{key}"] = self.optimizer.state[parameter]["momentum_buffer"].cpu().contiguous()
         state = {"epoch": self.epoch, "history": self.history, "origins": self.origins}
-        state["recipe"] = dataclasses.asdict(self.recipe)
-        write_atomically(self.path, safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+        checkpoints.write_state(self.path, tensors, self.recipe, state)
 
     def train_one_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()

@@ -1,6 +1,7 @@
 """A training that is killed goes on to the same weights, bit for bit."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -151,9 +152,20 @@ def test_the_trained_network_is_committed_with_its_card(few: Path) -> None:
 def test_a_state_that_another_recipe_left_is_refused(few: Path, change: dict[str, object]) -> None:
     _Run("small", RECIPE, torch.device("cpu"), few / "state").train_one_epoch()
     before = (few / "state" / "small.safetensors").read_bytes()
-    with pytest.raises(SapcoreError, match=r"small.safetensors is a training by another recipe; move it away or"):
+    with pytest.raises(SapcoreError, match=r"by another recipe \(\w+\); move .*small.safetensors away or"):
         train("small", dataclasses.replace(RECIPE, **change), "cpu", few / "state", progress=False)  # type: ignore[arg-type]
     assert (few / "state" / "small.safetensors").read_bytes() == before
+
+
+def test_a_state_from_before_a_recipe_had_a_field_is_gone_on_with(few: Path) -> None:
+    run = _Run("small", RECIPE, torch.device("cpu"), few / "state")
+    run.train_one_epoch()
+    tensors, state = checkpoints.read_state(run.path, RECIPE)
+    del state["recipe"]["dropout"]
+    run.path.write_bytes(safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+    assert _Run("small", RECIPE, torch.device("cpu"), few / "state").epoch == 1
+    with pytest.raises(SapcoreError, match=r"by another recipe \(dropout\); move "):
+        _Run("small", dataclasses.replace(RECIPE, dropout=0.1), torch.device("cpu"), few / "state")
 
 
 def test_a_damaged_state_is_refused_by_name(few: Path) -> None:

@@ -7,7 +7,6 @@ were being played begin anew, as ALE's vectorised games cannot be stored.
 
 import copy
 import dataclasses
-import json
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,7 +23,7 @@ from tqdm import tqdm
 from sapcore import checkpoints, provenance
 from sapcore.errors import SapcoreError
 from sapcore.models import QNetwork, initialize
-from sapcore.paths import STATE, write_atomically
+from sapcore.paths import STATE
 from sapcore.rl.environments import GAMES, Rules, make
 from sapcore.rl.replay import Replay
 from sapcore.rl.rmsprop import RMSProp
@@ -243,14 +241,11 @@ class _Run:
     def _save(self) -> None:
         """Write the state from a thread of its own, while the games go on."""
         state = {
-            "step": self.step, "written": self.replay.written, "history": self.history, "origins": self.origins,
-            "recipe": dataclasses.asdict(self.recipe),
+            "step": self.step, "written": self.replay.written, "history": list(self.history), "origins": self.origins,
         }  # fmt: skip
-        tensors, described = self._tensors(), {"state": json.dumps(state)}
+        tensors = self._tensors()
         self._saved()
-        self._saving = self._pool.submit(
-            lambda: write_atomically(self.path, safetensors.torch.save(tensors, described))
-        )
+        self._saving = self._pool.submit(checkpoints.write_state, self.path, tensors, self.recipe, state)
 
     def _saved(self) -> None:
         """Wait for the last save; raises `SapcoreError` if it failed."""
@@ -266,15 +261,7 @@ class _Run:
 
     def _resumed(self) -> Replay:
         """Take over what is saved; its replay."""
-        content = self.path.read_bytes()
-        try:
-            tensors = safetensors.torch.load(content)
-            header_length = int.from_bytes(content[:8], "little")
-            state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
-        except (safetensors.SafetensorError, ValueError, KeyError):
-            raise SapcoreError(f"{self.path} is damaged; remove {self.folder} to train from the start") from None
-        if state["recipe"] != json.loads(json.dumps(dataclasses.asdict(self.recipe))):
-            raise SapcoreError(f"{self.path} is a training by another recipe; move {self.folder} away")
+        tensors, state = checkpoints.read_state(self.path, self.recipe, self.folder)
         replay = self._replay(state["written"])
         self.step, self.history, self.origins = state["step"], state["history"], state["origins"]
         part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731

@@ -197,7 +197,7 @@ def test_a_save_that_fails_stops_the_training_with_one_sentence(folder: Path, mo
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(double_dqn, "write_atomically", full)
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
     with pytest.raises(SapcoreError, match=r"cannot be written \(No space left on device\); make room"):
         train("tiny", TINY, "cpu", folder, progress=False)
 
