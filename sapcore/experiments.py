@@ -28,10 +28,14 @@ MC_SAMPLES = {"cifar10": (1, 10, 100, 1000), "digits": (1, 10, 100)}
 SIZES = {"cifar10": (1000, 100), "digits": (100, 10)}
 """Images and passes of a noisy cell. Deterministic networks, and all in Fig. 3 and 4, are run on the whole test set."""
 ALL_IMAGES = {"cifar10": 10_000, "digits": 500}
+EPS_LADDER = (1, 2, 4, round(0.031 * 255, 3), 8)
+"""0.031 of 1 is where "Obfuscated Gradients" attacked SAP."""
+LADDER_IMAGES = {"cifar10": 200, "digits": 50}
 EPISODES, GAME_PASSES = 30, 10
 """Episodes of a cell of Table 1, and passes of a noisy agent per observation, of the values and of the gradient."""
 DENSE = Defence()
 SAP_100 = Defence("sap", 100)
+BERNOULLI_SAP = Defence("bernoulli-sap", 200)
 TEST_RATES = (0.02, 0.05, 0.1, 0.25)
 """Rates of dropout on the pretrained network (Fig. 2a)."""
 LEVELS: dict[str, tuple[float, ...]] = {
@@ -273,6 +277,50 @@ def fig6_budget(s: Settings) -> list[Point]:
     return points
 
 
+def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
+    """The attacks of the ladder, from weak to strong as the literature has them, by name."""
+    few = _gradient_passes(dataclasses.replace(s, passes=s.passes or 100), defence, share=10)
+
+    def pgd(source: Defence = defence, estimator: str = "mean_of_gradients", **more: Any) -> Attack:
+        return Attack("iterative", e, source, estimator, few, 2.5 * e / 40, 40, random_start=True, **more)
+
+    through = dataclasses.replace(defence, backward="scale")
+    return {
+        "random noise": Attack("noise", e),
+        "FGSM on dense": Attack("fgsm", e, DENSE, "mean_of_gradients", 1),
+        "FGSM": Attack("fgsm", e, defence, "mean_of_gradients", 10 * few),
+        "iterative on dense": Attack("iterative", e, DENSE, "mean_of_gradients", 1, s.step, s.steps),
+        "iterative": Attack("iterative", e, defence, "mean_of_gradients", few, s.step, s.steps),
+        "PGD, mean of gradients": pgd(),
+        "PGD, gradient of the mean": pgd(estimator="gradient_of_mean"),
+        "PGD, through the scale": pgd(through),
+        "500 single passes": Attack("iterative", e, through, "mean_of_gradients", 1, 0.1, 500, loss="margin"),
+        "PGD, margin": pgd(loss="margin"),
+        "BPDA, identity": pgd(dataclasses.replace(defence, backward="identity")),
+        "BPDA, dense's backward": pgd(estimator="dense_backward"),
+        "BPDA, dense's backward, margin": pgd(estimator="dense_backward", loss="margin"),
+        "BPDA, dense's backward, 5 restarts": pgd(estimator="dense_backward", restarts=5),
+        "AutoAttack (rand)": Attack("autoattack", e, defence, "", 20, steps=100),
+        "Square (black box)": Attack("square", e, defence, "", 10, steps=500),
+    }
+
+
+LADDERS = (("SAP-100", SAP_100, ""), ("ADV+SAP-100", SAP_100, "adv"), ("Bernoulli-SAP-200", BERNOULLI_SAP, ""))
+"""Each defence of the ladder: its name, what is done to the network, and how that was trained."""
+
+
+def ladder(s: Settings) -> list[Point]:
+    """The defences against ever stronger attacks; the series is the attack, the panel the defence."""
+    s = dataclasses.replace(s, examples=s.examples or LADDER_IMAGES[s.dataset])
+    points = []
+    for name, defence, trained in LADDERS:
+        points.append(Point(_cell(s, defence, Attack(), trained), "no attack", name))
+        for e in s.eps or EPS_LADDER:
+            rungs = _rungs(s, defence, e) if e else {}
+            points += [Point(_cell(s, defence, attack, trained), rung, name) for rung, attack in rungs.items()]
+    return points
+
+
 def table1(s: Settings) -> list[Point]:
     """Each game by a random policy, by the agent and by the agent with SAP-100, under FGSM on its own gradient.
 
@@ -311,6 +359,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "fig5": fig5,
     "fig6": fig6,
     "fig6_budget": fig6_budget,
+    "ladder": ladder,
     "table1": table1,
 }
 
@@ -389,7 +438,7 @@ def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
         "level": cell.defence.level,
         "gradient_passes": attack.passes,
         "steps": attack.steps,
-        "gradients": attack.passes * max(1, attack.steps) * attack.restarts,
+        "gradients": attack.gradients,
         **{name: origin[name] for name in ("device", "commit", "date")},
     }
 

@@ -1,7 +1,7 @@
-"""The CPU kernel of the baselines: `baselines.reference` in one pass over each map, rows in parallel.
+"""The CPU kernel of the baselines and of Bernoulli SAP: noise on activations in one pass or two over each map.
 
 As in SAP's kernel the loops are written so that LLVM turns each into vector instructions. Four words of a counter
-make four units: of dropout one each, of Gaussian noise two pairs (Box and Muller 1958).
+make four units: of dropout and of coins one each, of Gaussian noise two pairs (Box and Muller 1958).
 
 Numba caches what it compiles by the time stamp of this file alone: touch it after a change of sap/cpu.py.
 """
@@ -28,21 +28,34 @@ from sapcore.sap.cpu import (
     _like,
     _load,
     _log_of_complement,
+    _one_minus_exp,
     _rounded,
+    _sum_of_magnitudes,
 )
 
 f32, i32, u32, i64, u64 = np.float32, np.int32, np.uint32, np.int64, np.uint64
 
 DTYPES = (torch.float32, torch.bfloat16)
-DROPOUT, GAUSSIAN = 3, 4
+DROPOUT, GAUSSIAN, COINS = 3, 4, 5
 """What the random words are for; SAP has 0 to 2."""
-KINDS = {"dropout": 0, "rna": 1, "rsa": 2}
+KINDS = {"dropout": 0, "rna": 1, "rsa": 2, "bernoulli-sap": 3}
 
 
 @njit(**FAST)
 def _keep_or_drop(words, threshold, scale, factor):
     for i in range(len(factor)):
         factor[i] = scale if words[i] >= threshold else f32(0.0)
+
+
+@njit(**FAST)
+def _coins(words, h, rectify, inverse_l1, r, factor):
+    """1 / q where a coin of probability q = 1 - exp(-r p) says so, else 0."""
+    for i in range(len(h)):
+        x = _load(h[i])
+        x = max(x, f32(0.0)) if rectify else abs(x)
+        q = _one_minus_exp(-r * x * inverse_l1)
+        kept = ((f32(words[i]) + f32(0.5)) * TWO_M32 <= q) & (q > f32(0.0))
+        factor[i] = f32(1.0) / max(q, f32(1e-38)) if kept else f32(0.0)
 
 
 @njit(**FAST)
@@ -106,27 +119,31 @@ def noise_rows(workers, h, kind, level, rectify, k0, k1, ids, passes, layer, out
     """Noise on rows of units (N, a), float32 or bfloat16 (as uint16); `derivative` as h, or (0, 0) if not wanted."""
     n, a = h.shape
     quarter = (a + 3) // 4
-    purpose = u64((DROPOUT if kind == 0 else GAUSSIAN) << 16)
-    threshold = u32(min(round(level * 2.0**32), 2.0**32 - 1))
-    std, offset = (f32(1.0), f32(0.0)) if kind == 0 else (f32(level), f32(1.0))
+    purpose = u64((DROPOUT if kind == 0 else COINS if kind == 3 else GAUSSIAN) << 16)
+    threshold = u32(0) if kind == 3 else u32(min(round(level * 2.0**32), 2.0**32 - 1))
+    std, offset = (f32(1.0), f32(0.0)) if kind in (0, 3) else (f32(level), f32(1.0))
     for worker in prange(workers):
         words = np.empty((4, CHUNK), dtype=np.uint32)
         made = np.empty((4, CHUNK), dtype=np.float32)
         for row in range(worker * n // workers, (worker + 1) * n // workers):
             c1, c2 = u64(ids[row]) & LOW, u64(passes[row]) & LOW
+            l1 = _sum_of_magnitudes(h[row], rectify) if kind == 3 else 0.0
+            inverse_l1 = f32(1.0 / l1) if l1 > 0.0 else f32(0.0)
             for start in range(0, quarter, CHUNK):
                 length = min(CHUNK, quarter - start)
                 _fill_words(words, start, length, c1, c2, u64(layer) | purpose, k0, k1)
                 if kind == 0:
                     for w in range(4):
                         _keep_or_drop(words[w, :length], threshold, f32(1.0 / (1.0 - level)), made[w, :length])
-                else:
+                elif kind != 3:
                     _normal_pairs(words[0, :length], words[1], made[0], made[1])
                     _normal_pairs(words[2, :length], words[3], made[2], made[3])
                 for w in range(4):
                     low = min(a, w * quarter + start)
                     high = min(a, min((w + 1) * quarter, w * quarter + start + length))
                     wanted = derivative[row, low:high] if len(derivative) else out[row, :0]
+                    if kind == 3:
+                        _coins(words[w], h[row, low:high], rectify, inverse_l1, f32(level), made[w])
                     if kind == 1:
                         _write_shifted(h[row, low:high], rectify, made[w], f32(level), out[row, low:high], wanted)
                     else:

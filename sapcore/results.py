@@ -28,7 +28,7 @@ class Defence:
     """What is done to the pretrained network."""
 
     kind: str = "dense"
-    """`dense` (nothing), `sap`, one of `baselines.BASELINES`, or `random`: an agent that plays at random."""
+    """`dense` (nothing), `sap`, `bernoulli-sap`, one of `baselines.BASELINES`, or `random`: an agent at random."""
     level: float | None = None
     """k of SAP, SWP and DWP in percent; the rate of dropout; the standard deviation of RNW, RSW, RNA and RSA."""
     backward: str = "constant"
@@ -42,7 +42,8 @@ class Defence:
         """Such as `dense`, `SAP-100`, `dropout-0.1` or `RNW-0.02`."""
         if self.kind in ("dense", "random"):
             return self.kind
-        name = f"{self.kind if self.kind == 'dropout' else self.kind.upper()}-{self.level:g}"
+        kind = {"dropout": "dropout", "bernoulli-sap": "Bernoulli-SAP"}.get(self.kind, self.kind.upper())
+        name = f"{kind}-{self.level:g}"
         return name if self.backward == "constant" else f"{name} ({self.backward})"
 
     @property
@@ -55,22 +56,37 @@ class Attack:
     """What is done to the images."""
 
     kind: str = "none"
-    """`none`, `noise`, `fgsm` or `iterative`."""
+    """`none`, `noise`, `fgsm`, `iterative`, `autoattack` or `square`."""
     eps: float = 0
     """Perturbation in pixel units (0-255)."""
     source: Defence | None = None
     """The network whose gradient is followed."""
     estimator: str = ""
     passes: int = 0
-    """Monte Carlo passes per gradient; 1 on the dense network."""
+    """Monte Carlo passes per gradient or, of Square, per query; 1 on the dense network."""
     step: float = 0
     steps: int = 0
+    """Of Square: queries."""
     loss: str = "cross_entropy"
     random_start: bool = False
     restarts: int = 1
 
     def __post_init__(self) -> None:
         _whole_as_int(self, "eps", "step")
+
+    @property
+    def gradients(self) -> int:
+        """Passes of one image whose gradient is taken, or whose output is asked for: at most so many."""
+        runs = 2 * (self.steps + 1) if self.kind == "autoattack" else max(1, self.steps)
+        return self.passes * runs * self.restarts
+
+    @property
+    def label(self) -> str:
+        """Such as `fgsm` or `pgd margin`: the kind, and what is unusual about it."""
+        parts = ["pgd" if self.random_start else self.kind]
+        parts += [] if self.estimator in ("", "mean_of_gradients") else [self.estimator]
+        parts += [] if self.loss == "cross_entropy" else [self.loss]
+        return " ".join(parts)
 
 
 RESULT_FIELDS = {"accuracy", "low", "high", "correct", "images"}
@@ -137,7 +153,7 @@ class Cell:
         """A readable name, such as `SAP-100 fgsm eps 4`; not unique."""
         attack, source = self.attack, self.attack.source
         versus = f" from {source.label}" if source and source != self.defence else ""
-        name = f"{self.defended} {attack.kind}{versus}" + (f" eps {attack.eps:g}" if attack.eps else "")
+        name = f"{self.defended} {attack.label}{versus}" + (f" eps {attack.eps:g}" if attack.eps else "")
         return f"{self.dataset} {name}" if self.plays else name
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sapcore import attacks, checkpoints, data, evaluation, provenance, results
+from sapcore.attacks import library
 from sapcore.baselines import BASELINES
 from sapcore.calibration import calibration
 from sapcore.checkpoints import CheckpointError
@@ -27,6 +28,7 @@ from sapcore.randomness import stream
 from sapcore.results import Cell, Defence
 from sapcore.rl import environments, playing
 from sapcore.sap import with_sap
+from sapcore.sap.bernoulli import with_bernoulli_sap
 
 Outcome = tuple[dict[str, Any], dict[str, Any]] | Exception | None
 """What became of a cell: (result, provenance), an error, or nothing, because another run has stored it."""
@@ -74,9 +76,7 @@ def run(
 
 def _work(cell: Cell) -> int:
     """Passes of one image, or of one observation in an episode of a thousand, through the network: for the bar."""
-    attack = cell.attack
-    gradients = attack.passes * max(1, attack.steps) * attack.restarts
-    return (1000 if cell.plays else 1) * cell.examples * (cell.passes + gradients)
+    return (1000 if cell.plays else 1) * cell.examples * (cell.passes + cell.attack.gradients)
 
 
 def _here(todo: list[Cell], device: torch.device, note: Callable[[str], None], also: tuple[str, ...]) -> Outcomes:
@@ -161,7 +161,9 @@ def _worker_device(device: str | None) -> torch.device:
 
 def _packages(cell: Cell) -> tuple[str, ...]:
     """What a result depends on besides our own packages."""
-    return ("ale-py",) if cell.plays else ()
+    if cell.plays:
+        return ("ale-py",)
+    return ("torchattacks",) if cell.attack.kind in ("autoattack", "square") else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +287,13 @@ def attacked(
             estimator=attack.estimator, batch_size=_batch_size(device), precision=cell.precision,
             loss=attack.loss, random_start=attack.random_start, restarts=attack.restarts,
         )  # fmt: skip
+    if attack.kind in ("autoattack", "square"):
+        model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device)
+        run = library.autoattack if attack.kind == "autoattack" else library.square
+        return run(
+            model, images, labels, attack.eps, attack.steps, attack.passes, cell.seed,
+            batch_size=_batch_size(device), precision=cell.precision,
+        )  # fmt: skip
     raise ValueError(f"unknown attack {attack.kind!r}")
 
 
@@ -333,4 +342,6 @@ def defended(checkpoint: str, sha256: str, defence: Defence, device: torch.devic
     assert defence.level is not None
     if defence.kind == "sap":
         return with_sap(network, defence.level, backward=defence.backward)
+    if defence.kind == "bernoulli-sap":
+        return with_bernoulli_sap(network, defence.level, defence.backward)
     return BASELINES[defence.kind](network, defence.level)

@@ -5,7 +5,8 @@ is a pass of its own, numbered from 0, so that the same arguments give the same 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +14,28 @@ from torch import Tensor, nn
 
 from sapcore.attacks.steps import check_eps, in_batches
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import BATCH_SIZE, autocast, predict
+from sapcore.evaluation import BATCH_SIZE, autocast, count_passes, predict
 from sapcore.randomness import NoisyModel, stream
 
 
 def autoattack(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int = 0, batch_size: int = BATCH_SIZE,
-    precision: str = "float32",
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = 100, passes: int = 20, seed: int = 0,
+    batch_size: int = BATCH_SIZE, precision: str = "float32",
 ) -> Tensor:  # fmt: skip
-    """AutoAttack's `rand` version (Croce and Hein 2020): APGD on two losses, each gradient the mean of 20 passes.
+    """AutoAttack's `rand` version (Croce and Hein 2020): APGD on two losses, `passes` passes to each gradient.
 
     x: (N, ...) in 0-255; y: int64 (N,); eps: pixel units. Returns float32, shaped as x. An image counts as broken for
-    it as soon as a single pass errs. Raises `SapcoreError` without torchattacks.
+    it as soon as a single pass errs. Put together from torchattacks' parts, because its `rand` version makes 10 steps
+    instead of the paper's 100. Raises `SapcoreError` without torchattacks.
     """
-    return _by_torchattacks("AutoAttack", model, x, y, eps, seed, batch_size, precision, passes=1, version="rand")
+    eps = check_eps(eps)
+    count = count_passes(model, passes)
+
+    def make(torchattacks: Any, asked: nn.Module, seed: int) -> Any:
+        losses = ({"loss": loss, "eot_iter": count, "steps": steps, "seed": seed} for loss in ("ce", "dlr"))
+        return torchattacks.MultiAttack([torchattacks.APGD(asked, eps=eps / 255, **each) for each in losses])
+
+    return _by_torchattacks("AutoAttack", make, model, x, y, eps, seed, 1, batch_size, precision)
 
 
 def square(
@@ -38,24 +47,28 @@ def square(
     Each query is the logarithm of the mean softmax over `passes` fresh passes. An image that no query broke comes
     back as it was. Otherwise as `autoattack`.
     """
-    return _by_torchattacks("Square", model, x, y, eps, seed, batch_size, precision, passes=passes, n_queries=queries)
+    eps = check_eps(eps)
+
+    def make(torchattacks: Any, asked: nn.Module, seed: int) -> Any:
+        return torchattacks.Square(asked, eps=eps / 255, n_queries=queries, seed=seed)
+
+    return _by_torchattacks("Square", make, model, x, y, eps, seed, passes, batch_size, precision)
 
 
 def _by_torchattacks(
-    name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, batch_size: int, precision: str,
-    passes: int, **arguments: object,
+    name: str, make: Callable[[Any, nn.Module, int], Any], model: nn.Module, x: Tensor, y: Tensor, eps: float,
+    seed: int, passes: int, batch_size: int, precision: str,
 ) -> Tensor:  # fmt: skip
+    """The attack of `make(torchattacks, network, seed)`, on a network that answers with `passes` passes each time."""
     try:
         import torchattacks
     except ImportError:
         raise SapcoreError(f"{name} needs torchattacks: install it with `pip install 'sapcore[attacks]'`") from None
-    eps = check_eps(eps)
     asked = _Asked(model, stream(seed, f"attack by {name}"), passes, batch_size, precision)
 
     def attack(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
         with _generators_put_back():
-            made = getattr(torchattacks, name)(asked, eps=eps / 255, seed=seed % 2**32, **arguments)
-            return 255 * made(x / 255, y)
+            return 255 * make(torchattacks, asked, seed % 2**32)(x / 255, y)
 
     found = in_batches(model, x, y, None, batch_size, attack)
     return torch.clamp(torch.minimum(torch.maximum(found, x - eps), x + eps), 0, 255)

@@ -541,6 +541,67 @@ def sap_rows(workers, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, o
 
 
 @njit(**FAST)
+def _sum_of_magnitudes(h, rectify):
+    total = 0.0
+    for start in range(0, len(h), 1024):
+        part = f32(0.0)
+        for i in range(start, min(len(h), start + 1024)):
+            x = _load(h[i])
+            part += max(x, f32(0.0)) if rectify else abs(x)
+        total += float(part)
+    return total
+
+
+@njit(**FAST)
+def _by_share(h, factor, grad, rectify, coins, inverse_l1, r, direct, slope):
+    """Of each kept unit: grad times its scale, and grad h times the scale's derivative by p; returns sum(slope p)."""
+    total = 0.0
+    for start in range(0, len(h), 1024):
+        part = f32(0.0)
+        for i in range(start, min(len(h), start + 1024)):
+            x = _load(h[i])
+            x = max(x, f32(0.0)) if rectify else x
+            q = min(abs(x) * inverse_l1, f32(1.0))
+            log = -q if coins else _log_of_complement(q, f32(1.0) - q)
+            kept_probability = max(_one_minus_exp(r * log), f32(1e-30))
+            s = f32(1.0) / kept_probability
+            # the derivative of the probability by p, over r: exp(-r p), or (1 - p)^(r - 1)
+            rest = (f32(1.0) - kept_probability) / (f32(1.0) if coins else max(f32(1.0) - q, f32(1e-7)))
+            g = _load(grad[i]) if _load(factor[i]) != f32(0.0) else f32(0.0)
+            direct[i] = g * s
+            slope[i] = -g * x * r * rest * s * s
+            part += slope[i] * q
+        total += float(part)
+    return total
+
+
+@njit(**FAST)
+def _write_through_scale(h, rectify, inverse_l1, mean, direct, slope, out):
+    for i in range(len(h)):
+        x = _load(h[i])
+        passed = (x > f32(0.0)) | ((x < f32(0.0)) & (not rectify))
+        by_sum = (slope[i] - mean) * inverse_l1
+        y = direct[i] + (by_sum if x > f32(0.0) else -by_sum)
+        out[i] = _rounded(y if passed else f32(0.0), out)
+
+
+@njit(parallel=True, nogil=True, cache=True, **FAST)
+def through_scale_rows(workers, h, factor, grad, rectify, coins, r, out):
+    """The gradient by h of SAP given its mask, through p and the scale too; `factor` is 0 where a unit is not kept.
+
+    With `coins` of Bernoulli SAP, which keeps a unit with probability 1 - exp(-r p).
+    """
+    n, a = h.shape
+    for worker in prange(workers):
+        direct, slope = np.empty(a, dtype=np.float32), np.empty(a, dtype=np.float32)
+        for row in range(worker * n // workers, (worker + 1) * n // workers):
+            l1 = _sum_of_magnitudes(h[row], rectify)
+            inverse_l1 = f32(1.0 / l1) if l1 > 0.0 else f32(0.0)
+            mean = f32(_by_share(h[row], factor[row], grad[row], rectify, coins, inverse_l1, f32(r), direct, slope))
+            _write_through_scale(h[row], rectify, inverse_l1, mean, direct, slope, out[row])
+
+
+@njit(**FAST)
 def _scratch(a):
     """A worker's own rows: magnitudes, mask, random words, times, partial sums of weights, draws, what is packed."""
     blocks = (a + LANES - 1) // LANES
@@ -590,6 +651,18 @@ def forward(
         if not sap_rows(numba.get_num_threads(), _array(rows), rectify, *affine, r, *key, *names, layer, *arrays, kept):
             raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
     return (_like(h, out), None if factor is None else _like(h, factor), None if mask is None else _like(h, mask))
+
+
+def through_scale(
+    h: Tensor, factor: Tensor, grad: Tensor, r: int, rectify: bool = False, coins: bool = False
+) -> Tensor:
+    """`layer.scaled_by_mask`'s gradient by h, of a map whose `forward` left `factor`; with `coins` Bernoulli SAP's."""
+    rows, factors, grads = (_contiguous(t) for t in (h, factor, grad.to(h.dtype)))
+    out = torch.empty_like(rows)
+    if rows.numel():
+        arrays = (_array(t) for t in (rows, factors, grads))
+        through_scale_rows(numba.get_num_threads(), *arrays, rectify, coins, r, _array(out))
+    return _like(h, out)
 
 
 _UNWANTED = {

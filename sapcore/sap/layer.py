@@ -70,7 +70,7 @@ def _sap(
         raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
     if h.dim() < 2 or not h.is_floating_point():
         raise SapcoreError(f"h is {h.dtype} with shape {tuple(h.shape)}, but must be float with shape (N, ...)")
-    r = _draws(h, percent, ids)
+    r = count_draws(h, percent, ids)
     if backend == "auto":
         backend = "cpu" if _cpu_takes(h) else "gpu" if h.device.type == "cuda" and _gpu_takes(h) else "reference"
     elif backend == "cpu" and not _cpu_takes(h):
@@ -84,7 +84,7 @@ def _sap(
     return function.apply(h, r, seed, ids, passes, layer, rectify, want_mask, backend)
 
 
-def _draws(h: Tensor, percent: float, ids: Tensor | None) -> int:
+def count_draws(h: Tensor, percent: float, ids: Tensor | None) -> int:
     """How many units of each map are drawn, once it is sure that every map has a name."""
     if ids is None or len(ids) != len(h):
         given = 0 if ids is None else len(ids)
@@ -144,6 +144,26 @@ class _Sap(torch.autograd.Function):
         return grad * factor, *[None] * 9
 
 
+class _ThroughScale(torch.autograd.Function):
+    """SAP by the CPU's kernel, whose backward pass goes through p and the scale too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, r: int, seed: int, ids: Tensor, passes: Tensor, layer: int, rectify: bool
+    ) -> Tensor:
+        out, factor, _ = cpu.forward(h, r, seed, ids, passes, layer, rectify, True, False)
+        assert factor is not None
+        ctx.save_for_backward(h, factor)
+        ctx.rest = r, rectify
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, factor = ctx.saved_tensors
+        r, rectify = ctx.rest
+        return cpu.through_scale(h, factor, grad, r, rectify), *[None] * 6
+
+
 class _SapOnGpu(torch.autograd.Function):
     """SAP whose backward pass makes the factors anew from the map and the names of its random numbers."""
 
@@ -191,10 +211,8 @@ class SAP(nn.Module):
     ) -> None:
         super().__init__()
         reference.draws(percent, 1)
-        if backward not in BACKWARDS:
-            raise SapcoreError(f"backward is {backward!r}, but must be one of {', '.join(BACKWARDS)}")
         self.percent, self.noise, self.backend, self.rectify = percent, noise, backend, rectify
-        self.backward_kind = backward
+        self.backward_kind = check_backward(backward)
 
     def forward(self, h: Tensor) -> Tensor:
         noise = self.noise
@@ -203,8 +221,12 @@ class SAP(nn.Module):
         names = noise.seed, noise.ids, noise.passes, noise.next_layer()
         if self.backward_kind == "constant" or not (h.requires_grad and torch.is_grad_enabled()):
             return _sap(h, self.percent, *names, self.rectify, False, self.backend)[0]
-        h = h.relu() if self.rectify else h
         scaled = self.backward_kind == "scale"
+        if scaled and _cpu_takes(h) and self.backend in ("auto", "cpu"):
+            ids, passes = (t.to(h.device) for t in (noise.ids, noise.passes))
+            r = count_draws(h, self.percent, ids)
+            return _ThroughScale.apply(h, r, noise.seed, ids, passes, names[-1], self.rectify)
+        h = h.relu() if self.rectify else h
         out, mask = _sap(h.detach(), self.percent, *names, False, scaled, self.backend)
         soft = scaled_by_mask(h, mask, self.percent) if scaled else h
         return out + (soft - soft.detach())
@@ -220,6 +242,13 @@ class SAP(nn.Module):
         return None
 
 
+def check_backward(backward: str) -> str:
+    """One of `BACKWARDS`."""
+    if backward not in BACKWARDS:
+        raise SapcoreError(f"backward is {backward!r}, but must be one of {', '.join(BACKWARDS)}")
+    return backward
+
+
 def scaled_by_mask(h: Tensor, mask: Tensor, percent: float) -> Tensor:
     """h / (1 - (1 - p)^r) where the mask keeps it, else 0: differentiable in h through p too, given the mask."""
     flat = reference.to_units(h)
@@ -227,7 +256,8 @@ def scaled_by_mask(h: Tensor, mask: Tensor, percent: float) -> Tensor:
     p = wide.abs() / wide.abs().sum(1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
     keep = reference.to_units(mask) & (p > 0)
     inside = torch.where(keep, p, 0.5).clamp(max=1 - torch.finfo(wide.dtype).eps)  # where the derivative is finite
-    out = torch.where(keep, wide * reference.scale(inside, reference.draws(percent, flat.shape[1])), 0.0)
+    r = max(1, reference.draws(percent, flat.shape[1]))  # of no draws nothing is kept
+    out = torch.where(keep, wide * reference.scale(inside, r), 0.0)
     return reference.from_units(out.to(h.dtype), h)
 
 
@@ -244,7 +274,7 @@ class NormalizedSAP(nn.Module):
         if affine is None or self.norm.training:
             return self.sap(self.norm(h))
         noise = self.sap.noise
-        r = _draws(h, self.sap.percent, noise.ids)
+        r = count_draws(h, self.sap.percent, noise.ids)
         names = noise.seed, noise.ids, noise.passes, noise.next_layer()
         return _Sap.apply(h, r, *names, True, False, "cpu", affine)[0]
 

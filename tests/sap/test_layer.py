@@ -14,6 +14,7 @@ from sapcore import SAP, attacks, evaluation, sap, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20
 from sapcore.randomness import Noise, NoisyModel
+from sapcore.sap.layer import _ThroughScale, scaled_by_mask
 from sapcore.sap.reference import draws
 from tests.sap.laws import percent_for
 
@@ -497,7 +498,7 @@ def test_the_gradient_through_the_scale_is_the_derivative_given_the_mask() -> No
     """Compared with finite differences of the formula, the mask held fixed."""
     noisy = chain("scale", backend="reference")
     x = torch.randn(4, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    first, last = (layer for layer in noisy.modules() if isinstance(layer, nn.Linear))
+    first, last = (module for module in noisy.modules() if isinstance(module, nn.Linear))
     h = first(x).relu()
     _, mask = sap(h, 60, seed=3, passes=2, return_mask=True, backend="reference")
     r = int(0.6 * 20)
@@ -517,12 +518,37 @@ def test_the_gradient_through_the_scale_is_the_derivative_given_the_mask() -> No
         assert float(found[i, j]) == pytest.approx(float(slope), rel=1e-5, abs=1e-7)
 
 
+@given(
+    shape=st.sampled_from([(2, 3), (3, 16), (1, 4097), (2, 5, 7, 3), (3, 16, 32, 32)]),
+    percent=st.sampled_from([5, 60, 100, 400]),
+    rectify=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    power=st.integers(-30, 30),
+)
+def test_the_kernels_gradient_through_the_scale_is_autograds(
+    shape: tuple[int, ...], percent: float, rectify: bool, dtype: torch.dtype, power: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    h = (h * 2.0**power).requires_grad_()
+    ids, passes = torch.arange(len(h)), torch.zeros(len(h), dtype=torch.int64)
+    r = draws(percent, h[0].numel())
+    out = _ThroughScale.apply(h, r, 3, ids, passes, 1, rectify)
+    (found,) = torch.autograd.grad(out, h, grad)
+    wide = h.detach().double().requires_grad_()
+    mapped = wide.relu() if rectify else wide
+    _, mask = sap(mapped.detach().float(), percent, 3, ids, passes, 1, return_mask=True)
+    (expected,) = torch.autograd.grad(scaled_by_mask(mapped, mask, percent), wide, grad.double())
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_the_identity_gradient_is_that_of_the_network_without_sap_at_the_noisy_outputs() -> None:
     noisy = chain("identity")
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
     weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
     (found,) = torch.autograd.grad((noisy(x, seed=3) * weight).sum(), x)
-    first, last = (layer for layer in noisy.modules() if isinstance(layer, nn.Linear))
+    first, last = (module for module in noisy.modules() if isinstance(module, nn.Linear))
     (expected,) = torch.autograd.grad((last(first(x).relu()) * weight).sum(), x)
     torch.testing.assert_close(found, expected)
 
