@@ -156,10 +156,10 @@ def _print_table(figure: str, parsed: argparse.Namespace) -> None:
         rounded = frame.assign(mean=frame["mean"].round(1))
         print(rounded.pivot(index=["panel", "series"], columns="eps", values="mean").to_string())
         return
-    column = {"fig1c_steps": "steps", "fig6_budget": "gradients"}.get(figure, "eps")
-    percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1)).drop_duplicates(["series", column])
-    wide = percent.pivot(index="series", columns=column, values="accuracy")
-    print(wide.reindex(frame["series"].unique()).to_string())
+    column = {"fig1c_steps": "steps", "fig6_budget": "gradients", "ladder_checks": "steps"}.get(figure, "eps")
+    rows = ["panel", "series"] if figure.startswith("ladder") else ["series"]
+    percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1)).drop_duplicates([*rows, column])
+    print(percent.pivot_table(index=rows, columns=column, values="accuracy", sort=False).to_string())
 
 
 def _status(parsed: argparse.Namespace) -> int:
@@ -176,13 +176,13 @@ def _status(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps(report, indent=2))
     else:
-        print(f"{'figure':12}{'wanted':>8}{'present':>9}{'stale':>7}{'damaged':>9}{'missing':>9}")
+        print(f"{'figure':14}{'wanted':>8}{'present':>9}{'stale':>7}{'damaged':>9}{'missing':>9}")
         for figure, rows in report.items():
             count = {
                 name: sum(row["state"] == name for row in rows) for name in ("present", "stale", "damaged", "missing")
             }
             print(
-                f"{figure:12}{len(rows):8}{count['present']:9}{count['stale']:7}{count['damaged']:9}{count['missing']:9}"
+                f"{figure:14}{len(rows):8}{count['present']:9}{count['stale']:7}{count['damaged']:9}{count['missing']:9}"
             )
             for row in rows:
                 if row["why"]:

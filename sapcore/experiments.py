@@ -30,7 +30,8 @@ SIZES = {"cifar10": (1000, 100), "digits": (100, 10)}
 ALL_IMAGES = {"cifar10": 10_000, "digits": 500}
 EPS_LADDER = (1, 2, 4, round(0.031 * 255, 3), 8)
 """0.031 of 1 is where "Obfuscated Gradients" attacked SAP."""
-LADDER_IMAGES = {"cifar10": 200, "digits": 50}
+EPS_UNBOUNDED = 255
+"""An image within this reach of any other."""
 EPISODES, GAME_PASSES = 30, 10
 """Episodes of a cell of Table 1, and passes of a noisy agent per observation, of the values and of the gradient."""
 DENSE = Defence()
@@ -119,17 +120,21 @@ def settings(
     return Settings(dataset, values, examples, passes, seed, step, steps, game, episodes)
 
 
-def _cell(s: Settings, defence: Defence, attack: Attack, trained: str = "", whole: bool = False) -> Cell:
+def _cell(
+    s: Settings, defence: Defence, attack: Attack, trained: str = "", whole: bool = False, may_lack: bool = False
+) -> Cell:
     """A cell; without a perturbation every attack is the same as none, and is stored once.
 
-    trained: what distinguishes the network from the dense one, such as "adv"; whole: on all test images.
+    trained: what distinguishes the network from the dense one, such as "adv"; whole: on all test images;
+    may_lack: a network that is not trained yet leaves the cell without a checkpoint.
     """
     checkpoint = f"resnet20-{s.dataset}" + (f"-{trained}" if trained else "")
+    lacking = may_lack and checkpoint not in checkpoints.names()
     images, passes = SIZES[s.dataset]
     return Cell(
         dataset=s.dataset,
         checkpoint=checkpoint,
-        checkpoint_sha256=checkpoints.sha256(checkpoint),
+        checkpoint_sha256="" if lacking else checkpoints.sha256(checkpoint),
         defence=defence,
         attack=attack if attack.eps else Attack(),
         examples=s.examples or (images if defence.noisy and not whole else ALL_IMAGES[s.dataset]),
@@ -277,13 +282,31 @@ def fig6_budget(s: Settings) -> list[Point]:
     return points
 
 
+class Effort(NamedTuple):
+    """What the ladder spends on one image."""
+
+    images: int
+    passes: int
+    """Per step of PGD and per query; twice as many per step of AutoAttack, ten times for FGSM."""
+    steps: int
+    single_passes: int
+    autoattack_steps: int
+    queries: int
+
+
+EFFORT = {"cifar10": Effort(200, 10, 40, 500, 100, 500), "digits": Effort(50, 2, 10, 50, 10, 100)}
+
+
 def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
     """The attacks of the ladder, from weak to strong as the literature has them, by name."""
-    few = _gradient_passes(dataclasses.replace(s, passes=s.passes or 100), defence, share=10)
+    effort = EFFORT[s.dataset]
+    few = max(1, s.passes // 10) if s.passes else effort.passes
 
     def pgd(source: Defence = defence, estimator: str = "mean_of_gradients", **more: Any) -> Attack:
-        return Attack("iterative", e, source, estimator, few, 2.5 * e / 40, 40, random_start=True, **more)
+        step = 2.5 * e / effort.steps
+        return Attack("iterative", e, source, estimator, few, step, effort.steps, random_start=True, **more)
 
+    identity = dataclasses.replace(defence, backward="identity")
     through = dataclasses.replace(defence, backward="scale")
     return {
         "random noise": Attack("noise", e),
@@ -294,14 +317,23 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
         "PGD, mean of gradients": pgd(),
         "PGD, gradient of the mean": pgd(estimator="gradient_of_mean"),
         "PGD, through the scale": pgd(through),
-        "500 single passes": Attack("iterative", e, through, "mean_of_gradients", 1, 0.1, 500, loss="margin"),
+        "single passes, through the scale": Attack(
+            "iterative",
+            e,
+            through,
+            "mean_of_gradients",
+            1,
+            50 / effort.single_passes,
+            effort.single_passes,
+            loss="margin",
+        ),
         "PGD, margin": pgd(loss="margin"),
-        "BPDA, identity": pgd(dataclasses.replace(defence, backward="identity")),
+        "BPDA, identity": pgd(identity),
         "BPDA, dense's backward": pgd(estimator="dense_backward"),
         "BPDA, dense's backward, margin": pgd(estimator="dense_backward", loss="margin"),
-        "BPDA, dense's backward, 5 restarts": pgd(estimator="dense_backward", restarts=5),
-        "AutoAttack (rand)": Attack("autoattack", e, defence, "", 20, steps=100),
-        "Square (black box)": Attack("square", e, defence, "", 10, steps=500),
+        "BPDA, identity, 3 restarts": pgd(identity, restarts=3),
+        "AutoAttack (rand)": Attack("autoattack", e, defence, "", 2 * few, steps=effort.autoattack_steps),
+        "Square (black box)": Attack("square", e, defence, "", few, steps=effort.queries),
     }
 
 
@@ -311,13 +343,27 @@ LADDERS = (("SAP-100", SAP_100, ""), ("ADV+SAP-100", SAP_100, "adv"), ("Bernoull
 
 def ladder(s: Settings) -> list[Point]:
     """The defences against ever stronger attacks; the series is the attack, the panel the defence."""
-    s = dataclasses.replace(s, examples=s.examples or LADDER_IMAGES[s.dataset])
+    s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     points = []
     for name, defence, trained in LADDERS:
-        points.append(Point(_cell(s, defence, Attack(), trained), "no attack", name))
+        points.append(Point(_cell(s, defence, Attack(), trained, may_lack=True), "no attack", name))
         for e in s.eps or EPS_LADDER:
-            rungs = _rungs(s, defence, e) if e else {}
-            points += [Point(_cell(s, defence, attack, trained), rung, name) for rung, attack in rungs.items()]
+            for rung, attack in (_rungs(s, defence, e) if e else {}).items():
+                points.append(Point(_cell(s, defence, attack, trained, may_lack=True), rung, name))
+    return points
+
+
+def ladder_checks(s: Settings) -> list[Point]:
+    """The same defences against BPDA in ever more steps at eps 4, and without a bound."""
+    s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
+    points, most = [], EFFORT[s.dataset].steps
+    for name, defence, trained in LADDERS:
+        for e, steps in (*((e, n) for e in s.eps or (4,) for n in (1, 4, most, 4 * most) if e), (EPS_UNBOUNDED, most)):
+            attack = dataclasses.replace(_rungs(s, defence, e)["BPDA, identity"], steps=steps, step=2.5 * e / steps)
+            if steps == 1:
+                attack = dataclasses.replace(attack, step=e, random_start=False)
+            cell = _cell(s, defence, attack, trained, may_lack=True)
+            points.append(Point(cell, "BPDA, identity", name))
     return points
 
 
@@ -360,6 +406,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "fig6": fig6,
     "fig6_budget": fig6_budget,
     "ladder": ladder,
+    "ladder_checks": ladder_checks,
     "table1": table1,
 }
 
@@ -399,9 +446,11 @@ def table(figure: str, s: Settings, device: str | None = None) -> pd.DataFrame:
 def stored(figure: str, s: Settings) -> pd.DataFrame:
     """A figure's numbers that are in the store, one row per point.
 
-    Columns: panel, series, eps, accuracy, low, high (95 % Wilson interval), correct, images, passes, level of the
-    defence, gradient_passes, steps, gradients (of the whole attack), device, commit, date. Of games: mean return, low,
-    high (95 % bootstrap interval) and the list of returns in place of accuracy to images; the panel is the game.
+    Columns: panel, series, eps, accuracy, low, high (95 % Wilson interval), correct, images, single_pass and every_pass
+    (what counting single passes would claim: their mean accuracy, and the share of images that all get right), passes,
+    level of the defence, gradient_passes, steps, gradients (of the whole attack, or queries), device, commit, date.
+    Of games: mean return, low, high (95 % bootstrap interval) and the list of returns in place of accuracy to images;
+    the panel is the game.
     `.attrs["missing"]` names the cells that are not there.
     """
     rows, missing = [], []
@@ -418,7 +467,7 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
 
 
 _MEASURED = {
-    False: ("accuracy", "low", "high", "correct", "images"),
+    False: ("accuracy", "low", "high", "correct", "images", "single_pass", "every_pass"),
     True: ("mean", "low", "high", "returns", "episodes"),
 }
 """What a frame takes over from the results of images, and of games."""

@@ -506,6 +506,96 @@ def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
     return Markdown(wide.rename_axis("accuracy (%) (level)").to_markdown(disable_numparse=True))
 
 
+def ladder(frame: pd.DataFrame) -> Figure:
+    """Accuracy under each attack of the ladder, one panel per defence, one colour per eps; weak attacks above."""
+    rungs = list(frame["series"].unique())
+    eps = sorted(e for e in frame["eps"].unique() if e)
+    names = list(frame["panel"].unique())
+    _style()
+    figure, axes = plt.subplots(
+        1, max(1, len(names)), figsize=(3 + 2.6 * max(1, len(names)), 0.32 * len(rungs) + 1.8), sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    colours = dict(zip(eps, sns.color_palette("viridis_r", len(eps)), strict=True))
+    markers = dict(zip(eps, "osv^Dphx", strict=False))
+    for one, panel in zip(axes[0], names, strict=False):
+        part = frame[frame["panel"] == panel]
+        for _, row in part[part["eps"] == 0].iterrows():
+            one.axvline(100 * row["accuracy"], color="black", linestyle=":", label="no attack")
+        for i, e in enumerate(eps):
+            rows = part[part["eps"] == e]
+            at = [rungs.index(name) + 0.12 * (i - (len(eps) - 1) / 2) for name in rows["series"]]
+            spread = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
+            one.errorbar(
+                100 * rows["accuracy"], at, xerr=100 * np.array(spread), linestyle="", marker=markers.get(e, "o"),
+                markersize=4, elinewidth=0.8, color=colours[e], label=f"λ = {e:g}",
+            )  # fmt: skip
+        one.set(title=panel, xlim=(-3, 103), xlabel="accuracy (%)")
+        one.set_yticks(range(len(rungs)), rungs)
+        one.set_ylim(len(rungs) - 0.4, -0.6)
+    if names:
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+    return figure
+
+
+def ladder_budget(frame: pd.DataFrame) -> Figure:
+    """Accuracy against what an attack costs per image, gradients or queries, one panel per eps."""
+    part = frame[(frame["eps"] > 0) & (frame["gradients"] > 0)]
+    names = list(part["series"].unique())
+    grid = sorted(part["eps"].unique())
+    figure, panels = _panels([f"λ = {e:g}" for e in grid])
+    colours = dict(zip(names, sns.color_palette("husl", len(names)), strict=True))
+    for one, e in zip(panels, grid, strict=False):
+        for i, name in enumerate(names):
+            rows = part[(part["eps"] == e) & (part["series"] == name)]
+            spread = 100 * np.array([rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]])
+            one.errorbar(
+                rows["gradients"], 100 * rows["accuracy"], spread, linestyle="", marker="os^vDPX*hp<>d8"[i % 14],
+                color=colours[name], label=name, markersize=6, elinewidth=0.8,
+            )  # fmt: skip
+        one.set(title=f"λ = {e:g}", xscale="log", ylim=(-3, 103), ylabel="accuracy (%)")
+        one.set_xlabel("gradients or queries per image")
+    if names:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def ladder_table(frame: pd.DataFrame) -> Markdown:
+    """Accuracy under each attack of the ladder with its interval: one defence, a column per eps, and the budget."""
+    text = [f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for a, low, high in
+            zip(frame["accuracy"], frame["low"], frame["high"], strict=True)]  # fmt: skip
+    rows = frame.assign(text=text)
+    wide = rows.pivot(index="series", columns="eps", values="text").reindex(rows["series"].unique())
+    wide.columns = [f"λ = {e:g}" for e in wide.columns]
+    wide.insert(0, "gradients or queries", rows.groupby("series", sort=False)["gradients"].max().map("{:,}".format))
+    return Markdown(wide.fillna("–").rename_axis("accuracy (%) [95 % interval]").to_markdown(disable_numparse=True))
+
+
+def strongest_table(found: pd.DataFrame) -> Markdown:
+    """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim."""
+    rows = []
+    for row in found.to_dict(orient="records"):
+        single, every = (f"{100 * row[name]:.1f}" for name in ("single_pass", "every_pass"))
+        rows.append({
+            "defence": row["panel"],
+            "λ": f"{row['eps']:g}",
+            "strongest attack": row["series"],
+            "accuracy of the mean output (%)": f"{100 * row['accuracy']:.1f} "
+            f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
+            "of a single pass (%)": single,
+            f"right in each of {row['passes']} passes (%)": every,
+        })  # fmt: skip
+    return Markdown(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
+
+
+def checks_table(found: pd.DataFrame) -> Markdown:
+    """`adaptive.checks`: a row per defence and check."""
+    shown = found.rename(columns={"panel": "defence", "why": "numbers"})
+    return Markdown(shown.to_markdown(index=False, disable_numparse=True))
+
+
 def scorecard(card: pd.DataFrame) -> HTML:
     """The claims of `claims.scorecard`, each with its verdict, its numbers and a link to where they are drawn."""
     rows = []

@@ -13,6 +13,7 @@ from sapcore.paths import ROOT
 from sapcore.rl.environments import GAMES
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
+PLACE = r"((Abstract|Sec\. \d(\.\d)?|App\. B\.\d|\d(\.\d)?)(, )?)+|[A-Z]\w+ (et al\.|and [A-Z]\w+) \(\d{4}\)"
 Points = dict[tuple[str, float], float]
 
 
@@ -32,7 +33,7 @@ def numbers(monkeypatch: pytest.MonkeyPatch, points: Points, panel: str = "", ma
 def test_there_are_twenty_claims_or_more_each_with_its_place_rule_and_chapter() -> None:
     assert len(BY_NAME) == len(CLAIMS) >= 20
     for claim in CLAIMS:
-        assert re.fullmatch(r"((Abstract|Sec\. \d(\.\d)?|App\. B\.\d|\d(\.\d)?)(, )?)+", claim.place), claim.place
+        assert re.fullmatch(PLACE, claim.place), claim.place
         assert claim.sentence.endswith(".")
         assert claim.rule.endswith(".")
         assert claim.figure in PLACES
@@ -255,6 +256,64 @@ def test_claims_about_games(name: str, sap: list[float], verdict: str, monkeypat
     frame.attrs = {"missing": [], "settings": Settings()}
     monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
     assert judged(BY_NAME[name], Numbers()).verdict == verdict
+
+
+def ladder(given: dict[tuple[str, str], float], otherwise: float = 0.5) -> pd.DataFrame:
+    """All attacks of the ladder at every eps, and what the iterative attack leaves of dense."""
+    attacks = {(p.panel, p.series, p.cell.attack.eps) for p in experiments.points("ladder")}
+    attacks |= {("", "dense vs dense", e) for e in SMALL}
+    rows = [
+        {"panel": panel, "series": series, "eps": e, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
+        for panel, series, e in sorted(attacks)
+        for a in [given.get((panel, series), otherwise)]
+    ]
+    frame = pd.DataFrame(rows)
+    frame.attrs = {"missing": [], "settings": Settings()}
+    return frame
+
+
+OURS, THEIRS = "SAP-100", "Bernoulli-SAP-200"
+SINGLE, BLACK_BOX = "single passes, through the scale", "Square (black box)"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "verdict"),
+    [
+        ("robust", {("", "dense vs dense"): 0.1}, HOLDS),
+        ("robust", {("", "dense vs dense"): 0.1, (OURS, "BPDA, identity"): 0.05}, FAILS),
+        ("broken at 0.031", {(THEIRS, SINGLE): 0.0}, HOLDS),
+        ("broken at 0.031", {(THEIRS, SINGLE): 0.09}, DIRECTION),
+        ("broken at 0.031", {(THEIRS, SINGLE): 0.2, (THEIRS, "BPDA, identity"): 0.0}, FAILS),
+        ("that attack, SAP as published", {(THEIRS, SINGLE): 0.3}, HOLDS),
+        ("that attack, SAP as published", {(THEIRS, SINGLE): 0.49}, DIRECTION),
+        ("that attack, SAP as published", {(OURS, SINGLE): 0.1}, FAILS),
+        ("BPDA breaks SAP as published", {(OURS, "BPDA, identity"): 0.005}, HOLDS),
+        ("BPDA breaks SAP as published", {(OURS, "BPDA, dense's backward"): 0.1}, DIRECTION),
+        ("BPDA breaks SAP as published", {(OURS, "PGD, margin"): 0.0}, FAILS),
+        ("broken without gradients", {(THEIRS, BLACK_BOX): 0.01}, HOLDS),
+        ("broken without gradients", {(THEIRS, BLACK_BOX): 0.05}, DIRECTION),
+        ("broken without gradients", {(THEIRS, SINGLE): 0.0}, FAILS),
+    ],
+)
+def test_claims_about_the_ladder(
+    name: str, given: dict[tuple[str, str], float], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = ladder(given)
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert judged(BY_NAME[name], Numbers()).verdict == verdict
+
+
+def test_more_robust_at_one_eps_holds_in_direction_and_a_missing_attack_leaves_it_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = ladder({("", "dense vs dense"): 0.5})
+    frame.loc[(frame["panel"] == "") & (frame["eps"] == 4), ["accuracy", "low", "high"]] = (0.1, 0.08, 0.12)
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert judged(BY_NAME["robust"], Numbers()).verdict == DIRECTION
+    frame = frame[frame["series"] != "AutoAttack (rand)"]
+    frame.attrs = {"missing": ["one"], "settings": Settings()}
+    verdict = judged(BY_NAME["robust"], Numbers())
+    assert (verdict.verdict, verdict.why) == (OPEN, "AutoAttack (rand) at λ = 1 is not computed")
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,9 @@ def test_a_table_computes_what_is_missing_and_has_one_row_per_point(store: Path)
     assert (frame["low"] <= frame["accuracy"]).all()
     assert (frame["accuracy"] <= frame["high"]).all()
     assert (frame["images"] == 4).all()
-    assert not frame.drop(columns="level").isna().any(axis=None)
+    of_noise = ["level", "single_pass", "every_pass"]
+    assert not frame.drop(columns=of_noise).isna().any(axis=None)
+    assert not frame[frame["noisy"]].isna().any(axis=None)
     noisy = frame["series"] != "dense vs dense"
     assert frame["passes"].tolist() == [2 if n else 1 for n in noisy]
     clean = frame[(frame["eps"] == 0) & noisy]["accuracy"]
@@ -334,6 +336,54 @@ def test_figure_6_is_sap_against_dense_and_1_to_1000_passes() -> None:
         "FGSM on dense, λ = 4": [1], "10 steps on dense, λ = 4": [10],
         "FGSM on SAP-100, λ = 4": [1, 10, 100, 1000], "10 steps on SAP-100, λ = 4": [10, 100, 1000],
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_the_ladder_is_three_defences_under_the_same_attacks_up_to_what_each_knows() -> None:
+    found = points("ladder")
+    panels = {panel: [p for p in found if p.panel == panel] for panel in dict.fromkeys(p.panel for p in found)}
+    assert list(panels) == ["SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"]
+    rungs = [[p.series for p in part] for part in panels.values()]
+    assert rungs[0] == rungs[1] == rungs[2]
+    assert len(set(rungs[0])) == 17
+    for panel, part in panels.items():
+        assert {p.cell.attack.eps for p in part} == {0, 1, 2, 4, 7.905, 8}
+        assert {p.cell.defence.label for p in part} == {panel.removeprefix("ADV+")}
+        assert {p.cell.checkpoint.endswith("-adv") for p in part} == {panel.startswith("ADV")}
+        assert {(p.cell.examples, p.cell.passes) for p in part} == {(200, 100)}
+        assert {p.cell.defence.backward for p in part} == {"constant"}, "the attack alone goes another way back"
+        sources = {p.series: p.cell.attack.source for p in part}
+        assert sources["BPDA, identity"].backward == "identity"  # type: ignore[union-attr]
+        assert sources["FGSM on dense"] == experiments.DENSE
+    costs = {p.series: p.cell.attack.gradients for p in found if p.cell.attack.eps}
+    assert costs["FGSM"] == 100
+    assert costs["PGD, margin"] == 400
+    assert costs["BPDA, identity, 3 restarts"] == 1200
+    assert costs["AutoAttack (rand)"] == 2 * 101 * 20
+    assert costs["Square (black box)"] == 5000
+    assert costs["random noise"] == 0
+    few = {p.cell.attack.passes for p in points("ladder", settings(passes=20)) if p.series == "PGD, margin"}
+    assert few == {2}
+
+
+def test_a_network_that_is_not_trained_yet_leaves_its_rungs_without_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sapcore.checkpoints.names", lambda: ["resnet20-digits"])
+    for figure in ("ladder", "ladder_checks"):
+        found = points(figure, settings("digits"))
+        assert {(p.panel, p.cell.computable) for p in found} == {
+            ("SAP-100", True), ("ADV+SAP-100", False), ("Bernoulli-SAP-200", True),
+        }  # fmt: skip
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_the_checks_of_the_ladder_are_ever_more_steps_and_no_bound() -> None:
+    for name in ("SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"):
+        attacks = [p.cell.attack for p in points("ladder_checks") if p.panel == name]
+        assert [(a.eps, a.steps) for a in attacks] == [(4, 1), (4, 4), (4, 40), (4, 160), (255, 40)]
+        assert attacks[2] in [p.cell.attack for p in points("ladder") if p.panel == name]
+    assert {p.cell.attack.eps for p in points("ladder_checks", settings(eps=[0, 2]))} == {2, 255}
 
 
 @pytest.mark.usefixtures("cifar10_checkpoint")

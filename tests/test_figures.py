@@ -53,6 +53,8 @@ def make(
                     "low": accuracy - 0.03,
                     "high": accuracy + 0.02,
                     "correct": int(1000 * accuracy),
+                    "single_pass": accuracy - 0.05,
+                    "every_pass": accuracy / 2,
                     "images": 1000 if noisy else 10_000,
                     "passes": 100 if noisy else 1,
                     "noisy": noisy,
@@ -101,6 +103,18 @@ def baselines() -> pd.DataFrame:
     return whole
 
 
+def rungs() -> pd.DataFrame:
+    """A frame of two defences under two attacks."""
+    parts = []
+    for panel in ("SAP-100", "Bernoulli-SAP-200"):
+        frame = make(("FGSM", "PGD"), (1, 4), "ladder").assign(panel=panel)
+        clean = make(("no attack",), (0,), "ladder").assign(panel=panel)
+        parts += [clean, frame]
+    whole = pd.concat(parts, ignore_index=True)
+    whole.attrs = make().attrs | {"figure": "ladder"}
+    return whole
+
+
 CARD = {
     "name": "resnet20-small",
     "test_images": 10_000,
@@ -125,6 +139,7 @@ DRAWINGS = {
     "fig3": lambda: figures.fig3(make(("dense", "SAP-100", "ADV", "ADV+SAP-100"), figure="fig3")),
     "fig6": lambda: figures.fig6(make(("dense's gradient", "1 MC pass", "10 MC passes"), figure="fig6")),
     "accuracy_against": lambda: figures.accuracy_against(budget(), "gradients", "gradients per image", "SAP-100"),
+    "ladder_budget": lambda: figures.ladder_budget(rungs()),
     "training_curve": lambda: figures.training_curve(CARD),
     "inclusion_law": lambda: figures.inclusion_law(P, torch.tensor([1, 0.9, 0.7, 0.3, 0.0]), 5, 100),
 }
@@ -139,6 +154,32 @@ def test_every_axis_of_a_plot_is_labelled(name: str) -> None:
         assert axes.get_xlabel()
         assert axes.get_ylabel()
         assert axes.has_data()
+
+
+def test_the_ladder_has_a_panel_per_defence_and_its_attacks_from_above() -> None:
+    drawn = figures.ladder(rungs())
+    assert [axes.get_title() for axes in drawn.axes] == ["SAP-100", "Bernoulli-SAP-200"]
+    for axes in drawn.axes:
+        assert axes.get_xlabel() == "accuracy (%)"
+    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["no attack", "FGSM", "PGD"]
+    bars = [c for c in drawn.axes[0].containers if isinstance(c, ErrorbarContainer)]
+    found = {bar.get_label(): [float(x) for x in bar[0].get_xdata()] for bar in bars}
+    assert found == {"λ = 1": pytest.approx([80, 70]), "λ = 4": pytest.approx([50, 40])}
+
+
+def test_tables_of_the_ladder() -> None:
+    frame = rungs()
+    part = frame[frame["panel"] == "SAP-100"]
+    table = figures.ladder_table(part).data
+    assert "| no attack" in table
+    assert "80.0 [77.0, 82.0]" in table
+    found = figures.strongest_table(part[(part["series"] == "PGD")]).data
+    assert "| SAP-100   | 1   | PGD" in found
+    assert "70.0 [67.0, 72.0]" in found
+    assert "| 65.0 " in found
+    assert "| 35.0 " in found
+    checks = pd.DataFrame([{"panel": "SAP-100", "check": "A check.", "verdict": "fail", "why": "1 of 2"}])
+    assert "| SAP-100   | A check. | fail      | 1 of 2" in figures.checks_table(checks).data
 
 
 def curves(drawn: Figure) -> dict[str, Line2D]:

@@ -1,0 +1,121 @@
+"""What the ladder of attacks says: the strongest attack for each eps, and the checks that a sound evaluation passes.
+
+The checks are those of Athalye et al. (2018, Sec. 3.1) and Carlini et al. (2019). "Clearly" means that two 95 %
+intervals do not touch.
+"""
+
+import itertools
+
+import pandas as pd
+
+from sapcore.experiments import EPS_UNBOUNDED
+
+BLACK_BOX = "Square (black box)"
+KNOWS_NOTHING = ("no attack", "random noise")
+PASS, FAIL, OPEN = "pass", "fail", "not computed"
+
+
+def strongest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of `experiments.ladder`'s rows, for each defence and eps that with the lowest accuracy; of equals the first.
+
+    Its accuracy is, as everywhere, that of the mean softmax over fresh passes. `gradients` says what it costs.
+    """
+    attacked = frame[frame["eps"] > 0]
+    if attacked.empty:
+        return attacked
+    return attacked.loc[attacked.groupby(["panel", "eps"], sort=False)["accuracy"].idxmin()]
+
+
+def checks(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """Each sanity check of each defence: columns panel, check, verdict (pass, fail, not computed) and why.
+
+    frame: `experiments.ladder`'s rows; steps: those of `experiments.ladder_checks`.
+    """
+    rows = []
+    for panel in dict.fromkeys([*frame["panel"], *steps["panel"]]):
+        rungs, more = frame[frame["panel"] == panel], steps[steps["panel"] == panel]
+        for check, (verdict, why) in {
+            "More steps never help the defence.": _more_steps(more),
+            "A larger λ never helps the defence.": _larger_eps(rungs),
+            "With unbounded λ nothing is left.": _unbounded(more),
+            "Many steps are no weaker than one.": _no_weaker(rungs, _iterated(rungs), ("FGSM", "FGSM on dense")),
+            "Attacks do no less than random noise.": _all_no_weaker(rungs, "random noise"),
+            "A white-box attack is no weaker than a black-box one.": _no_weaker(
+                rungs, [s for s in rungs["series"].unique() if s not in (BLACK_BOX, *KNOWS_NOTHING)], (BLACK_BOX,)
+            ),
+        }.items():
+            rows.append({"panel": panel, "check": check, "verdict": verdict, "why": why})
+    return pd.DataFrame(rows, columns=["panel", "check", "verdict", "why"])
+
+
+def _iterated(rungs: pd.DataFrame) -> list[str]:
+    return [str(name) for name in rungs.loc[rungs["steps"] > 1, "series"].unique() if name != BLACK_BOX]
+
+
+def _shown(row: pd.Series) -> str:
+    return f"{100 * row['accuracy']:.1f} %"
+
+
+def _clearly_above(a: pd.Series, b: pd.Series) -> bool:
+    return bool(a["low"] > b["high"])
+
+
+def _more_steps(rows: pd.DataFrame) -> tuple[str, str]:
+    rows = rows[rows["eps"] < EPS_UNBOUNDED].sort_values("steps")
+    if len(rows) < 2:
+        return OPEN, ""
+    pairs = list(itertools.combinations([row for _, row in rows.iterrows()], 2))
+    why = ", ".join(f"{_shown(row)} after {row['steps']}" for _, row in rows.iterrows())
+    return (FAIL if any(_clearly_above(b, a) for a, b in pairs) else PASS), why
+
+
+def _larger_eps(rungs: pd.DataFrame) -> tuple[str, str]:
+    clean = rungs[rungs["series"] == "no attack"]
+    broken, compared = [], 0
+    for name, part in rungs[rungs["series"] != "no attack"].groupby("series", sort=False):
+        rows = [row for _, row in pd.concat([clean, part.sort_values("eps")]).iterrows()]
+        for a, b in itertools.combinations(rows, 2):
+            compared += 1
+            if _clearly_above(b, a):
+                broken.append(f"{name}: {_shown(a)} at {a['eps']:g}, {_shown(b)} at {b['eps']:g}")
+    if not compared:
+        return OPEN, ""
+    return (FAIL, "; ".join(broken)) if broken else (PASS, f"in none of {compared} pairs of λ")
+
+
+def _unbounded(rows: pd.DataFrame) -> tuple[str, str]:
+    rows = rows[rows["eps"] == EPS_UNBOUNDED]
+    if rows.empty:
+        return OPEN, ""
+    row = rows.iloc[0]
+    return (PASS if row["correct"] == 0 else FAIL), f"{row['correct']} of {row['images']} images at λ = {row['eps']:g}"
+
+
+def _no_weaker(rungs: pd.DataFrame, strong: list[str], weak: tuple[str, ...]) -> tuple[str, str]:
+    """At each eps the best of the strong attacks leaves no more, clearly, than the best of the weak ones."""
+    why, verdict = [], OPEN
+    for e, part in rungs[rungs["eps"] > 0].groupby("eps"):
+        ours, theirs = (part[part["series"].isin(names)].sort_values("accuracy") for names in (strong, weak))
+        if ours.empty or theirs.empty:
+            continue
+        a, b = ours.iloc[0], theirs.iloc[0]
+        if _clearly_above(a, b):
+            verdict = FAIL
+        elif verdict == OPEN:
+            verdict = PASS
+        why.append(f"λ = {e:g}: {_shown(a)} ({a['series']}) against {_shown(b)} ({b['series']})")
+    return verdict, "; ".join(why)
+
+
+def _all_no_weaker(rungs: pd.DataFrame, weak: str) -> tuple[str, str]:
+    """No attack at any eps leaves clearly more than `weak` does."""
+    broken, compared = [], 0
+    for e, part in rungs[rungs["eps"] > 0].groupby("eps"):
+        for _, b in part[part["series"] == weak].iterrows():
+            for _, a in part[part["series"] != weak].iterrows():
+                compared += 1
+                if _clearly_above(a, b):
+                    broken.append(f"{a['series']} at λ = {e:g}: {_shown(a)} against {_shown(b)}")
+    if not compared:
+        return OPEN, ""
+    return (FAIL, "; ".join(broken)) if broken else (PASS, f"in {compared} comparisons")

@@ -1,0 +1,86 @@
+"""The strongest attack is the lowest number, and every sanity check can pass, fail and say that nothing is there."""
+
+import pandas as pd
+import pytest
+
+from sapcore import adaptive
+from sapcore.adaptive import FAIL, OPEN, PASS
+
+COLUMNS = ("panel", "series", "eps", "steps", "accuracy", "low", "high", "correct", "images")
+
+
+def rows(*given: tuple[str, float, float], panel: str = "SAP-100", steps: dict[str, int] | None = None) -> pd.DataFrame:
+    """Attacks as (series, eps, accuracy) on 200 images, with intervals of five points to each side."""
+    made = [
+        (panel, name, e, (steps or {}).get(name, 40), a, max(0, a - 0.05), min(1, a + 0.05), round(200 * a), 200)
+        for name, e, a in given
+    ]
+    return pd.DataFrame(made, columns=COLUMNS)
+
+
+def verdict(check: str, frame: pd.DataFrame, more: pd.DataFrame | None = None) -> str:
+    found = adaptive.checks(frame, rows() if more is None else more)
+    (row,) = found[found["check"].str.contains(check)].to_dict(orient="records")
+    return str(row["verdict"])
+
+
+def test_the_strongest_attack_is_the_lowest_number_of_each_defence_and_eps() -> None:
+    frame = pd.concat([
+        rows(("no attack", 0, 0.6), ("FGSM", 4, 0.5), ("PGD", 4, 0.2), ("BPDA", 4, 0.2), ("PGD", 8, 0.3)),
+        rows(("FGSM", 4, 0.1), ("PGD", 4, 0.2), panel="ADV+SAP-100"),
+    ], ignore_index=True)  # fmt: skip
+    found = adaptive.strongest(frame)
+    assert set(zip(found["panel"], found["eps"], found["series"], strict=True)) == {
+        ("ADV+SAP-100", 4, "FGSM"), ("SAP-100", 4, "PGD"), ("SAP-100", 8, "PGD"),
+    }  # fmt: skip
+    assert adaptive.strongest(rows(("no attack", 0, 0.6))).empty
+
+
+LADDER: list[tuple[str, list[tuple[str, float, float]], str]] = [
+    ("larger λ", [("no attack", 0, 0.6), ("PGD", 1, 0.5), ("PGD", 4, 0.2)], PASS),
+    ("larger λ", [("no attack", 0, 0.6), ("PGD", 1, 0.3), ("PGD", 4, 0.38)], PASS),
+    ("larger λ", [("no attack", 0, 0.6), ("PGD", 1, 0.3), ("PGD", 4, 0.5)], FAIL),
+    ("larger λ", [("no attack", 0, 0.6), ("noise", 1, 0.8)], FAIL),
+    ("larger λ", [], OPEN),
+    ("than one", [("FGSM", 4, 0.5), ("PGD", 4, 0.2)], PASS),
+    ("than one", [("FGSM", 4, 0.2), ("PGD", 4, 0.5)], FAIL),
+    ("than one", [("FGSM", 4, 0.2), ("PGD", 4, 0.1), ("FGSM", 8, 0.1), ("PGD", 8, 0.4)], FAIL),
+    ("than one", [("PGD", 4, 0.5)], OPEN),
+    ("random noise", [("random noise", 4, 0.6), ("PGD", 4, 0.2), ("FGSM", 4, 0.6)], PASS),
+    ("random noise", [("random noise", 4, 0.6), ("PGD", 4, 0.2), ("FGSM", 4, 0.8)], FAIL),
+    ("random noise", [("PGD", 4, 0.2)], OPEN),
+    ("black-box", [("Square (black box)", 4, 0.3), ("PGD", 4, 0.35), ("random noise", 4, 0.1)], PASS),
+    ("black-box", [("Square (black box)", 4, 0.3), ("PGD", 4, 0.5), ("random noise", 4, 0.1)], FAIL),
+    ("black-box", [("random noise", 4, 0.1), ("PGD", 4, 0.5)], OPEN),
+]
+
+
+@pytest.mark.parametrize(("check", "given", "expected"), LADDER)
+def test_each_check_of_the_ladder(check: str, given: list[tuple[str, float, float]], expected: str) -> None:
+    more = rows(("BPDA", 4, 0.5))  # so that the defence is there
+    assert verdict(check, rows(*given, steps={"FGSM": 0, "random noise": 0, "no attack": 0}), more) == expected
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [([0.5, 0.4, 0.2], PASS), ([0.2, 0.21, 0.29], PASS), ([0.2, 0.1, 0.35], FAIL), ([0.5], OPEN), ([], OPEN)],
+)
+def test_more_steps_may_not_help(accuracies: list[float], expected: str) -> None:
+    parts = [rows(("BPDA", 4, a), steps={"BPDA": 10**i}) for i, a in enumerate(accuracies)]
+    assert verdict("More steps", rows(("PGD", 4, 0.1)), pd.concat([rows(), *parts])) == expected
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.0, PASS), (0.005, FAIL), (0.5, FAIL)])
+def test_without_a_bound_nothing_may_be_left(accuracy: float, expected: str) -> None:
+    more = rows(("BPDA", 4, 0.5), ("BPDA", 255, accuracy))
+    assert verdict("unbounded", rows(), more) == expected
+    assert verdict("unbounded", rows(), more[:1]) == OPEN
+
+
+def test_every_defence_has_every_check_with_its_numbers() -> None:
+    frame = pd.concat([rows(("FGSM", 4, 0.5), ("PGD", 4, 0.2), panel=n, steps={"FGSM": 0}) for n in ("a", "b")])
+    found = adaptive.checks(frame, rows())
+    assert found.groupby("panel").size().to_dict() == {"a": 6, "b": 6}
+    assert found[found["check"].str.contains("than one")]["why"].unique().tolist() == [
+        "λ = 4: 20.0 % (PGD) against 50.0 % (FGSM)"
+    ]
