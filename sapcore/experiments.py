@@ -282,6 +282,45 @@ def fig6_budget(s: Settings) -> list[Point]:
     return points
 
 
+class Reading(NamedTuple):
+    """A way to read what the paper leaves open."""
+
+    trained: str = ""
+    """The network's recipe, where it is not the book's."""
+    batch_statistics: bool = False
+    backward: str = "constant"
+
+
+READINGS = {
+    "the paper's text": Reading(),
+    "adversary on batch statistics": Reading(batch_statistics=True),
+    "gradient through the scale": Reading(backward="scale"),
+    "the paper's text, short training": Reading("reading-paper"),
+    "28 × 28 crops": Reading("reading-crop"),
+    "wrapped pixels": Reading("reading-wrap"),
+    "colour jitter": Reading("reading-jitter"),
+    "all of the released code": Reading("reading-released", batch_statistics=True),
+}
+
+
+def readings(s: Settings) -> list[Point]:
+    """Dense and SAP-100 of Fig. 1b and 3 under FGSM; the series is the reading of the paper, the panel the defence."""
+    points = []
+    for defence in (DENSE, SAP_100):
+        for name, reading in READINGS.items():
+            if defence == DENSE and reading.backward != "constant":
+                continue
+            source = dataclasses.replace(defence, backward=reading.backward)
+            passes = _gradient_passes(s, defence)
+            for e in s.eps or EPS:
+                attack = Attack(
+                    "fgsm", e, source, "mean_of_gradients", passes, batch_statistics=reading.batch_statistics
+                )
+                cell = _cell(s, defence, attack, reading.trained, may_lack=True)
+                points.append(Point(cell, name, defence.label))
+    return points
+
+
 class Effort(NamedTuple):
     """What the ladder spends on one image."""
 
@@ -405,6 +444,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "fig5": fig5,
     "fig6": fig6,
     "fig6_budget": fig6_budget,
+    "readings": readings,
     "ladder": ladder,
     "ladder_checks": ladder_checks,
     "table1": table1,

@@ -100,6 +100,11 @@ def ece_table(frame: pd.DataFrame) -> Markdown:
 
 def fig5(frame: pd.DataFrame) -> Figure:
     """Accuracy under FGSM, one panel per baseline, one curve per level (Fig. 5)."""
+    return panels_against_eps(frame)
+
+
+def panels_against_eps(frame: pd.DataFrame) -> Figure:
+    """Accuracy against eps, one panel per `panel`, one curve per series; bars are 95 % Wilson intervals."""
     _style()
     panels = list(frame["panel"].unique())
     columns = max(1, min(len(panels), 3))
@@ -352,7 +357,7 @@ def table1(frame: pd.DataFrame) -> Markdown:
     for e in sorted(eps | set(TABLE_1) if frame.attrs["settings"].eps is None else eps):
         ours = rows.setdefault(f"λ = {e:g}, ours", {})
         for game in frame["panel"].unique():
-            if {(game, "dense", e), (game, "SAP-100", e)} <= set(found.index):
+            if {(game, "dense", e), (game, "SAP-100", e)} <= found.keys():
                 ours[game] = in_percent(*relative_change(found[game, "SAP-100", e], found[game, "dense", e]))
         published = TABLE_1.get(e, ())
         if len(published) == len(GAMES):
@@ -504,6 +509,55 @@ def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
     wide = wide[sorted(wide.columns)]
     wide.columns = [f"λ = {e:g}" for e in wide.columns]
     return Markdown(wide.rename_axis("accuracy (%) (level)").to_markdown(disable_numparse=True))
+
+
+def readings(frame: pd.DataFrame) -> Figure:
+    """Accuracy of dense and SAP-100 under FGSM by each reading of the paper, with the published numbers."""
+    figure = panels_against_eps(frame)
+    grid = sorted(frame["eps"].unique())
+    for axes in figure.axes:
+        points = [p for p in PUBLISHED if p.figure == "fig1b" and p.series == axes.get_title() and not p.minus]
+        at = [(grid.index(p.eps), 100 * p.value) for p in points if p.eps in grid]
+        if at and frame.attrs["settings"].dataset == "cifar10":
+            axes.plot(*zip(*at, strict=True), "D", color="crimson", fillstyle="none", markersize=9, label="published")
+            axes.legend(fontsize="x-small", frameon=False)
+    return figure
+
+
+def readings_table(frame: pd.DataFrame) -> Markdown:
+    """Each reading's numbers beside the published ones and its mean distance from them; the closest in bold.
+
+    An interval of a difference goes from end to end of the two intervals.
+    """
+    found = {(row["panel"], row["series"], row["eps"]): row for row in frame.to_dict(orient="records")}
+    points = [p for p in PUBLISHED if p.figure == "fig1b"]
+    heads = [f"SAP-100{' − dense' if p.minus else ''}, λ = {p.eps:g} (published {100 * p.value:.1f})" for p in points]
+    rows: dict[str, list[str]] = {}
+    distance: dict[str, float] = {}
+    for name in frame["series"].unique():
+        other = name if any(key[:2] == ("dense", name) for key in found) else "the paper's text"
+        needed = {("SAP-100", name, p.eps) for p in points} | {("dense", other, p.eps) for p in points if p.minus}
+        if not needed <= found.keys():
+            continue
+        texts, gaps = [], []
+        for p in points:
+            ours = found["SAP-100", name, p.eps]
+            a, low, high = ours["accuracy"], ours["low"], ours["high"]
+            if p.minus:
+                dense = found["dense", other, p.eps]
+                a, low, high = a - dense["accuracy"], low - dense["high"], high - dense["low"]
+            texts.append(f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            gaps.append(abs(100 * (a - p.value)))
+        distance[name] = sum(gaps) / len(gaps)
+        rows[name] = [*texts, f"{distance[name]:.1f}"]
+    if frame.attrs["settings"].dataset != "cifar10" or not rows:
+        return Markdown(
+            "*The published numbers are for CIFAR-10 at λ = 0, 1 and 4, and not all of these are shown here.*"
+        )
+    closest = min(distance, key=distance.__getitem__)
+    rows = {f"**{name}**" if name == closest else name: row for name, row in rows.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*heads, "mean distance (points)"])
+    return Markdown(table.rename_axis("accuracy (%) [95 % interval]").to_markdown(disable_numparse=True))
 
 
 def ladder(frame: pd.DataFrame) -> Figure:

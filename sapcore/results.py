@@ -68,6 +68,8 @@ class Attack:
     steps: int = 0
     """Of Square: queries."""
     loss: str = "cross_entropy"
+    batch_statistics: bool = False
+    """Whether the source's BatchNorm uses its batch's statistics, as the released code's adversary does."""
     random_start: bool = False
     restarts: int = 1
 
@@ -86,6 +88,7 @@ class Attack:
         parts = ["pgd" if self.random_start else self.kind]
         parts += [] if self.estimator in ("", "mean_of_gradients") else [self.estimator]
         parts += [] if self.loss == "cross_entropy" else [self.loss]
+        parts += ["batch-statistics"] if self.batch_statistics else []
         return " ".join(parts)
 
 
@@ -145,7 +148,7 @@ class Cell:
         trained = self.checkpoint.removeprefix(f"resnet20-{self.dataset}").strip("-")
         if not trained:
             return self.defence.label
-        name = trained.upper() if trained == "adv" else f"trained-{trained}"
+        name = trained.upper() if trained == "adv" else f"trained-{trained.removeprefix('reading-')}"
         return name if self.defence.kind == "dense" else f"{name}+{self.defence.label}"
 
     @property
@@ -163,7 +166,13 @@ class Cell:
         return results_root() / self.dataset.lower() / f"{slug}-{self.key}.json"
 
 
-LATER = {"backward": "constant", "loss": "cross_entropy", "random_start": False, "restarts": 1}
+LATER = {
+    "backward": "constant",
+    "loss": "cross_entropy",
+    "random_start": False,
+    "restarts": 1,
+    "batch_statistics": False,
+}
 
 
 def _without_defaults(spec: dict[str, Any]) -> dict[str, Any]:

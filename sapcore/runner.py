@@ -25,11 +25,14 @@ from sapcore.calibration import calibration
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.randomness import stream
+from sapcore.released import images_of, with_batch_statistics
 from sapcore.results import Cell, Defence
 from sapcore.rl import environments, playing
 from sapcore.sap import with_sap
 from sapcore.sap.bernoulli import with_bernoulli_sap
 
+RELEASED_BATCH = 500
+"""Images to a batch of the released code's adversary, whose BatchNorm looks at them together."""
 Outcome = tuple[dict[str, Any], dict[str, Any]] | Exception | None
 """What became of a cell: (result, provenance), an error, or nothing, because another run has stored it."""
 Outcomes = Generator[tuple[Cell, Outcome]]
@@ -228,7 +231,7 @@ def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -
         raise SapcoreError(f"the cell is of version {cell.version}, but this code computes version {results.VERSION}")
     if cell.plays:
         return _played(cell, device)
-    images, labels = (t[: cell.examples] for t in data.load(cell.dataset, "test"))
+    images, labels = seen(cell.dataset, cell.checkpoint, cell.examples)
     model = defended(cell.checkpoint, cell.checkpoint_sha256, cell.defence, device)
     p, right = evaluation.predict_and_count(
         model, attacked(cell, images, labels, device, direction), labels, cell.passes,
@@ -241,6 +244,12 @@ def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -
         found["single_pass"] = float(right.double().mean()) / cell.passes
         found["every_pass"] = float((right == cell.passes).double().mean())
     return {**found, "calibration": vars(calibration(p, labels))}
+
+
+def seen(dataset: str, checkpoint: str, examples: int) -> tuple[Tensor, Tensor]:
+    """The first so many test images as this network sees them, and their labels."""
+    images, labels = (t[:examples] for t in data.load(dataset, "test"))
+    return images_of(checkpoints.card(checkpoint)["recipe"]).of_test(images), labels
 
 
 def _played(cell: Cell, device: torch.device) -> dict[str, Any]:
@@ -261,7 +270,9 @@ def _played(cell: Cell, device: torch.device) -> dict[str, Any]:
     return {"mean": found.mean, "low": low, "high": high, "returns": found.returns, "steps": found.steps}
 
 
-def _batch_size(device: torch.device) -> int:
+def _batch_size(device: torch.device, batch_statistics: bool = False) -> int:
+    if batch_statistics:
+        return RELEASED_BATCH
     return evaluation.BATCH_SIZE if device.type == "cpu" else 2000
 
 
@@ -281,11 +292,11 @@ def attacked(
         direction = _direction(*names, device) if direction is None else direction
         return torch.clamp(images + attack.eps * direction.float(), 0, 255)
     if attack.kind == "iterative":
-        model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device)
+        model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device, attack.batch_statistics)
         return attacks.iterative(
             model, images, labels, attack.eps, attack.step, attack.steps, attack.passes, cell.seed,
-            estimator=attack.estimator, batch_size=_batch_size(device), precision=cell.precision,
-            loss=attack.loss, random_start=attack.random_start, restarts=attack.restarts,
+            estimator=attack.estimator, batch_size=_batch_size(device, attack.batch_statistics),
+            precision=cell.precision, loss=attack.loss, random_start=attack.random_start, restarts=attack.restarts,
         )  # fmt: skip
     if attack.kind in ("autoattack", "square"):
         model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device)
@@ -304,18 +315,18 @@ def _direction_of(cell: Cell) -> tuple[Any, ...] | None:
         return None
     return (
         cell.dataset, cell.examples, cell.checkpoint, cell.checkpoint_sha256, attack.source,
-        attack.passes, attack.estimator, cell.seed, cell.precision, attack.loss,
+        attack.passes, attack.estimator, cell.seed, cell.precision, attack.loss, attack.batch_statistics,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
 def _direction(
     dataset: str, examples: int, checkpoint: str, sha256: str, source: Defence,
-    passes: int, estimator: str, seed: int, precision: str, loss: str, device: torch.device,
+    passes: int, estimator: str, seed: int, precision: str, loss: str, batch_statistics: bool, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """FGSM's direction as int8: it does not depend on eps, so the cells of one curve share it."""
-    images, labels = (t[:examples] for t in data.load(dataset, "test"))
-    model = defended(checkpoint, sha256, source, device)
+    images, labels = seen(dataset, checkpoint, examples)
+    model = defended(checkpoint, sha256, source, device, batch_statistics)
     direction = attacks.fgsm_direction(
         model,
         images,
@@ -323,7 +334,7 @@ def _direction(
         passes,
         seed,
         estimator=estimator,
-        batch_size=_batch_size(device),
+        batch_size=_batch_size(device, batch_statistics),
         precision=precision,
         loss=loss,
     )
@@ -331,12 +342,14 @@ def _direction(
 
 
 @functools.lru_cache(maxsize=8)
-def defended(checkpoint: str, sha256: str, defence: Defence, device: torch.device) -> nn.Module:
+def defended(
+    checkpoint: str, sha256: str, defence: Defence, device: torch.device, batch_statistics: bool = False
+) -> nn.Module:
     """The network of this name and sha256 with its defence; raises `CheckpointError` if another one has its name."""
     network = checkpoints.load(checkpoint)
     if checkpoints.sha256(checkpoint) != sha256:
         raise CheckpointError(f"the checkpoint {checkpoint} is another one than the cell's; list the cells again")
-    network = network.to(device)
+    network = with_batch_statistics(network).to(device) if batch_statistics else network.to(device)
     if defence.kind == "dense":
         return network
     assert defence.level is not None

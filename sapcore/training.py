@@ -21,6 +21,7 @@ from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20, initialize
 from sapcore.paths import STATE
 from sapcore.randomness import stream
+from sapcore.released import Images, jittered, wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Recipe:
     """
     adversarial_eps: float = 0.0
     """Its size, in pixel units."""
+    crop: int = 0
+    """The side of the random crops, and of test images; 0: that of the images."""
+    jitter: bool = False
+    """Random changes of hue, lightness and saturation (`released.jittered`)."""
+    wrap: bool = False
+    """Pixels as `released.wrapped` makes them."""
 
     @property
     def epochs(self) -> int:
@@ -69,11 +76,21 @@ _ADV_SCHEDULE = tuple((10, 0.5 / 2**i) for i in range(10))
 # 250 epochs with a tenth of the rate after 100, 150, 190 and 220, as the paper is recalled to have it (no public copy
 # that we could read states it), at a quarter of their length.
 _DROPOUT_SCHEDULE = ((25, 0.5), (13, 0.05), (10, 0.005), (7, 0.0005), (8, 0.00005))
+_READING_SCHEDULE = ((20, 0.5), (6, 0.05), (4, 0.005))
+"""A fifth of the paper's 150 epochs: five networks are compared with each other."""
 
 
 def _adversarial(recipe: Recipe) -> Recipe:
     """The paper's share and size of adversarial images."""
     return dataclasses.replace(recipe, adversarial_share=0.2, adversarial_eps=2)
+
+
+def _readings(dataset: str, recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe as it is, with each of the released code's own ways, and with all of them."""
+    ways: dict[str, dict[str, Any]] = {"crop": {"crop": 28}, "wrap": {"wrap": True}, "jitter": {"jitter": True}}
+    every = {name: value for way in ways.values() for name, value in way.items()}
+    found = {"paper": {}, **ways, "released": every}
+    return {f"resnet20-{dataset}-reading-{name}": dataclasses.replace(recipe, **way) for name, way in found.items()}
 
 
 RECIPES = {
@@ -83,6 +100,8 @@ RECIPES = {
         f"resnet20-cifar10-dropout-{rate}": dataclasses.replace(_CIFAR10, schedule=_DROPOUT_SCHEDULE, dropout=rate)
         for rate in DROPOUT_RATES
     },
+    **_readings("cifar10", dataclasses.replace(_CIFAR10, schedule=_READING_SCHEDULE)),
+    **_readings("digits", _DIGITS),
     "resnet20-digits": _DIGITS,
     "resnet20-digits-adv": _adversarial(_DIGITS),
     **{f"resnet20-digits-dropout-{rate}": dataclasses.replace(_DIGITS, dropout=rate) for rate in DROPOUT_RATES},
@@ -140,6 +159,7 @@ class _Run:
         if origin not in self.origins:
             self.origins.append(origin)
         images, self.labels = (t.to(device) for t in data.load(recipe.dataset, "train"))
+        self.images = Images(recipe.crop, recipe.wrap)
         padding = (recipe.pad,) * 4
         self.padded = F.pad(images, padding, value=127).permute(0, 2, 3, 1).contiguous()
 
@@ -199,22 +219,25 @@ class _Run:
         return row
 
     def _augment(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """A batch of randomly cropped and mirrored images, float (n, 3, 32, 32) in 0-255, channels last."""
+        """A batch of randomly cropped and mirrored images, float (n, 3, side, side) in 0-255, channels last."""
         n, recipe = len(chosen), self.recipe
-        top, left = torch.randint(0, 2 * recipe.pad + 1, (2, n, 1), generator=generator)
-        rows = top + torch.arange(32)
-        columns = left + torch.arange(32)
+        side = recipe.crop or 32
+        top, left = torch.randint(0, 2 * recipe.pad + 32 - side + 1, (2, n, 1), generator=generator)
+        rows = top + torch.arange(side)
+        columns = left + torch.arange(side)
         if recipe.mirror:
             mirrored = torch.randint(0, 2, (n, 1), generator=generator, dtype=torch.bool)
             columns = torch.where(mirrored, columns.flip(1), columns)
         index = (chosen[:, None, None], rows[:, :, None], columns[:, None, :])
-        crops = self.padded[tuple(i.to(self.device) for i in index)]
-        return crops.permute(0, 3, 1, 2).float()
+        crops = self.padded[tuple(i.to(self.device) for i in index)].permute(0, 3, 1, 2)
+        crops = jittered(crops, generator) if recipe.jitter else crops
+        return (wrapped(crops) if recipe.wrap else crops).float()
 
     def _test_accuracy(self) -> float:
         """Accuracy in float32 on the whole test set, without dropout."""
         images, labels = data.load(self.recipe.dataset, "test")
-        return evaluation.accuracy(evaluation.predict(self._trained(), images), labels).value
+        seen = self.images.of_test(images)
+        return evaluation.accuracy(evaluation.predict(self._trained(), seen), labels).value
 
     def _trained(self) -> nn.Module:
         """A copy of the network as it is now, in eval mode and without dropout."""

@@ -1,0 +1,160 @@
+"""The released code's ways: what they do to images, to training and to the adversary's gradient."""
+
+import colorsys
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sapcore import attacks, checkpoints, data, evaluation, released, runner, with_sap
+from sapcore.errors import SapcoreError
+from sapcore.experiments import READINGS, points, readings, settings
+from sapcore.released import BatchStatistics, Images, images_of, jittered, with_batch_statistics, wrapped
+from sapcore.results import Attack
+from sapcore.training import RECIPES, Recipe, _Run, train
+
+Batch = tuple[Tensor, Tensor]
+
+
+def test_dark_pixels_wrap_round_to_bright_ones() -> None:
+    images = torch.tensor([[[[0, 123, 124, 255]], [[0, 116, 117, 255]], [[0, 103, 104, 255]]]], dtype=torch.uint8)
+    # by hand: 0 - 123.68 = -123.68, cut off to -123, and 256 more
+    assert wrapped(images).tolist() == [[[[133, 0, 0, 131]], [[140, 0, 0, 138]], [[153, 0, 0, 151]]]]
+    assert wrapped(images).dtype == torch.uint8
+
+
+def test_a_crop_is_the_centre_and_no_way_leaves_images_as_they_are() -> None:
+    images = torch.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32).to(torch.uint8)
+    assert Images().of_test(images) is images
+    assert torch.equal(Images(crop=28).of_test(images), images[..., 2:30, 2:30])
+    assert torch.equal(Images(28, wrap=True).of_test(images), wrapped(images[..., 2:30, 2:30]))
+    assert images_of({"crop": 28, "wrap": True}) == Images(28, True)
+    assert images_of({"steps": 10}) == Images()
+
+
+def test_jitter_adds_one_number_each_to_hue_lightness_and_saturation() -> None:
+    """Against colorsys, for a colour far from all limits; OpenCV's 8 bits cost a few units."""
+    image = torch.tensor([120, 90, 70], dtype=torch.uint8)[:, None, None].expand(64, 3, 4, 5)
+    changed = jittered(image, torch.Generator().manual_seed(0))
+    assert changed.shape == image.shape
+    assert changed.dtype == torch.uint8
+    hue, lightness, saturation = colorsys.rgb_to_hls(120 / 255, 90 / 255, 70 / 255)
+    seen = []
+    for one in changed:
+        assert (one == one[:, :1, :1]).all(), "all pixels of an image change alike"
+        h, light, s = colorsys.rgb_to_hls(*(float(c) / 255 for c in one[:, 0, 0]))
+        seen.append((180 * (h - hue), 255 * (light - lightness), 255 * (s - saturation)))
+    moved = torch.tensor(seen)
+    assert (moved[:, 1].abs() <= 52).all()
+    assert (moved[:, 2].abs() <= 54).all()
+    assert (moved.std(0) > torch.tensor([5.0, 20, 20])).all()
+    assert not torch.equal(changed[0], changed[1])
+    assert torch.equal(changed, jittered(image, torch.Generator().manual_seed(0)))
+
+
+def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(SapcoreError, match=r"needs OpenCV: install it with `pip install 'sapcore\[released\]'`"):
+        jittered(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.Generator())
+
+
+def test_batch_statistics_are_those_of_training_and_leave_the_network_alone(dense: nn.Module, digits: Batch) -> None:
+    x = digits[0][:8].float()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    copied = with_batch_statistics(dense)
+    assert sum(isinstance(m, BatchStatistics) for m in copied.modules()) == 20
+    evaluation.require_eval_mode(copied)
+    found = copied(x)
+    checkpoint = checkpoints.load("resnet20-digits").train()
+    torch.testing.assert_close(found, checkpoint(x), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, dense(x), atol=0.1)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    with pytest.raises(SapcoreError, match="no BatchNorm2d module"):
+        with_batch_statistics(nn.Sequential(nn.ReLU()))
+
+
+def test_an_adversary_on_batch_statistics_is_weaker(dense: nn.Module, digits: Batch) -> None:
+    """The early look: against dense, FGSM along another network's gradient leaves much more."""
+    x, y = digits
+    own, other = (attacks.fgsm(model, x, y, 32) for model in (dense, with_batch_statistics(dense)))
+    left = [evaluation.accuracy(evaluation.predict(dense, x_adv), y).value for x_adv in (own, other)]
+    assert left[1] > left[0] + 0.05
+    assert with_sap(with_batch_statistics(dense), 100)(x[:4].float()).isfinite().all()
+
+
+RECIPE = Recipe("digits", schedule=((1, 0.1),), batch_size=32, pad=2, mirror=False)
+
+
+@pytest.fixture
+def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    whole = {split: tuple(t[:96] for t in data.load("digits", split)) for split in ("train", "test")}
+    monkeypatch.setattr(data, "load", lambda dataset, split="test": whole[split])
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", [{"crop": 28}, {"wrap": True}, {"jitter": True}, {"crop": 28, "wrap": True}])
+def test_a_network_sees_images_in_its_own_way_in_training_and_in_test(way: dict[str, object], few: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, **way)  # type: ignore[arg-type]
+    run = _Run("small", recipe, torch.device("cpu"), few / "state")
+    batch = run._augment(torch.arange(5), torch.Generator().manual_seed(0))
+    side = recipe.crop or 32
+    assert batch.shape == (5, 3, side, side)
+    plain = _Run("plain", dataclasses.replace(recipe, wrap=False), torch.device("cpu"), few / "state")
+    same = plain._augment(torch.arange(5), torch.Generator().manual_seed(0))
+    assert torch.equal(batch, wrapped(same.to(torch.uint8)).float() if recipe.wrap else same)
+    model = train("small", recipe, "cpu", few / "state", progress=False)
+    images, labels = runner.seen("digits", "small", 96)
+    assert images.shape[-1] == side
+    right = (model(images.float()).argmax(1) == labels).double().mean()
+    assert checkpoints.card("small")["test_accuracy"] == pytest.approx(float(right))
+
+
+def test_readings_differ_in_one_thing_each_and_the_last_in_all() -> None:
+    recipes = {name.rsplit("-", 1)[1]: r for name, r in RECIPES.items() if name.startswith("resnet20-cifar10-reading")}
+    assert list(recipes) == ["paper", "crop", "wrap", "jitter", "released"]
+    paper = dataclasses.asdict(recipes["paper"])
+    changed = {
+        name: {k: v for k, v in dataclasses.asdict(recipe).items() if v != paper[k]} for name, recipe in recipes.items()
+    }
+    assert changed == {
+        "paper": {}, "crop": {"crop": 28}, "wrap": {"wrap": True}, "jitter": {"jitter": True},
+        "released": {"crop": 28, "wrap": True, "jitter": True},
+    }  # fmt: skip
+    book = dataclasses.asdict(RECIPES["resnet20-cifar10"])
+    assert {k for k, v in book.items() if v != paper[k]} == {"schedule"}
+
+
+def test_the_cells_of_the_readings() -> None:
+    found = points("readings", settings("digits", eps=[0, 4]))
+    assert {p.panel for p in found} == {"dense", "SAP-100"}
+    assert [p.series for p in found if p.panel == "SAP-100" and p.cell.attack.eps] == list(READINGS)
+    by_name = {(p.panel, p.series): p.cell for p in found if p.cell.attack.eps}
+    assert ("dense", "gradient through the scale") not in by_name
+    for (panel, name), cell in by_name.items():
+        assert cell.attack.batch_statistics == (name in ("adversary on batch statistics", "all of the released code"))
+        assert cell.attack.source is not None
+        assert cell.attack.source.backward == ("scale" if name == "gradient through the scale" else "constant")
+        assert cell.defence.label == panel, "the defence itself is always the paper's"
+        short = name not in ("the paper's text", "adversary on batch statistics", "gradient through the scale")
+        assert ("reading" in cell.checkpoint) == short
+    assert {p.cell.attack for p in found if not p.cell.attack.eps} == {Attack()}
+    assert len(readings(settings("digits"))) == 15 * 8
+
+
+def test_fgsm_on_batch_statistics_is_the_cells_attack() -> None:
+    """By the runner as by hand, and so other than without."""
+    cells = {
+        p.series: p.cell
+        for p in points("readings", settings("digits", eps=8, examples=20))
+        if p.panel == "dense" and p.cell.computable
+    }
+    images, labels = runner.seen("digits", "resnet20-digits", 20)
+    found = runner.attacked(cells["adversary on batch statistics"], images, labels, torch.device("cpu"))
+    network = released.with_batch_statistics(checkpoints.load("resnet20-digits"))
+    assert torch.equal(found, attacks.fgsm(network, images, labels, 8))
+    plain = runner.attacked(cells["the paper's text"], images, labels, torch.device("cpu"))
+    assert not torch.equal(found, plain)
