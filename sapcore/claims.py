@@ -97,6 +97,13 @@ class Numbers:
             raise Missing(f"{series} at λ = {eps:g} is not computed")
         return found.iloc[0]
 
+    def said(self, figure: str, series: str, eps: float, panel: str = "") -> str:
+        """A point's accuracy with its interval in words, for prose."""
+        try:
+            return _shown(self.at(figure, series, eps, panel))
+        except Missing:
+            return "(not computed yet)"
+
     def whole(self, figure: str) -> pd.DataFrame:
         """All of a figure's numbers; raises `Missing` if any is not there."""
         frame = self.frame(figure)
@@ -153,6 +160,11 @@ def _above(figure: str, series: str, other: str, grid: tuple[float, ...]) -> Cal
 def _published(figure: str, series: str, eps: float, minus: str = "") -> float:
     (found,) = (p for p in PUBLISHED if (p.figure, p.series, p.eps, p.minus) == (figure, series, eps, minus))
     return found.value
+
+
+def published(figure: str, series: str, eps: float) -> str:
+    """A published accuracy in words, for prose."""
+    return _percent(_published(figure, series, eps))
 
 
 def _source(figure: str, series: str, eps: float, minus: str = "") -> str:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sapcore.claims import PLACES
+from sapcore.claims import DIRECTION, FAILS, HOLDS, OPEN, PLACES, VERDICTS
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
 from sapcore.rl.playing import Moment, in_percent, relative_change
@@ -357,7 +357,7 @@ def table1(frame: pd.DataFrame) -> Markdown:
     for e in sorted(eps | set(TABLE_1) if frame.attrs["settings"].eps is None else eps):
         ours = rows.setdefault(f"λ = {e:g}, ours", {})
         for game in frame["panel"].unique():
-            if {(game, "dense", e), (game, "SAP-100", e)} <= found.keys():
+            if {(game, "dense", e), (game, "SAP-100", e)} <= set(found.index):
                 ours[game] = in_percent(*relative_change(found[game, "SAP-100", e], found[game, "dense", e]))
         published = TABLE_1.get(e, ())
         if len(published) == len(GAMES):
@@ -650,15 +650,40 @@ def checks_table(found: pd.DataFrame) -> Markdown:
     return Markdown(shown.to_markdown(index=False, disable_numparse=True))
 
 
+def verdict_lists(card: pd.DataFrame) -> HTML:
+    """The sentences of `claims.scorecard` under their verdicts, each a link to where its numbers are drawn."""
+    parts = []
+    for verdict in VERDICTS:
+        rows = card[card["verdict"] == verdict].to_dict(orient="records")
+        if not rows:
+            continue
+        items = "".join(f"<li>{_link(row)}</li>" for row in rows)
+        parts.append(f"<p><strong>{len(rows)} {escape(_HEADS[verdict])}</strong></p><ul>{items}</ul>")
+    return HTML("".join(parts))
+
+
+def _link(row: dict[Any, Any]) -> str:
+    """A claim's sentence, which leads to where its numbers are drawn."""
+    chapter, anchor = PLACES[row["figure"]]
+    return f'<a href="{chapter}.html#{anchor}">{escape(row["sentence"])}</a>'
+
+
+_HEADS = {
+    HOLDS: "claims hold:",
+    DIRECTION: "hold in direction, not in size:",
+    FAILS: "do not hold:",
+    OPEN: "cannot be judged yet:",
+}
+
+
 def scorecard(card: pd.DataFrame) -> HTML:
     """The claims of `claims.scorecard`, each with its verdict, its numbers and a link to where they are drawn."""
     rows = []
     for row in card.to_dict(orient="records"):
-        chapter, anchor = PLACES[row["figure"]]
         published = f"; published: {row['published']}" if row["published"] else ""
         rows.append(
             f"<tr><td><strong>{escape(row['verdict'])}</strong></td>"
-            f'<td><a href="{chapter}.html#{anchor}">{escape(row["sentence"])}</a> ({escape(row["place"])})'
+            f"<td>{_link(row)} ({escape(row['place'])})"
             f"<br><small>{escape(row['why'] + published)}. <em>Rule: {escape(row['rule'])}</em></small></td></tr>"
         )
     return HTML(

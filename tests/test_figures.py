@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from PIL import Image
 
-from sapcore import checkpoints, figures
+from sapcore import checkpoints, claims, figures
 from sapcore.experiments import settings
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
@@ -165,6 +165,46 @@ def test_the_ladder_has_a_panel_per_defence_and_its_attacks_from_above() -> None
     bars = [c for c in drawn.axes[0].containers if isinstance(c, ErrorbarContainer)]
     found = {bar.get_label(): [float(x) for x in bar[0].get_xdata()] for bar in bars}
     assert found == {"λ = 1": pytest.approx([80, 70]), "λ = 4": pytest.approx([50, 40])}
+
+
+def test_the_story_lists_each_claim_once_under_its_verdict() -> None:
+    card = claims.scorecard()
+    page = figures.verdict_lists(card).data
+    for verdict, count in claims.counts(card).items():
+        assert (f"<strong>{count} {figures._HEADS[verdict]}" in page) == (count > 0)
+    assert page.count("<li>") == len(card)
+    assert '<li><a href="01_sap.html#fig-1b">' in page
+
+
+def readings(dataset: str = "cifar10") -> pd.DataFrame:
+    """A frame of two readings; the second has no dense network of its own."""
+    parts = [make(("the paper's text",), (0, 1, 4), "readings", dataset).assign(panel=p) for p in ("dense", "SAP-100")]
+    parts.append(make(("other", "through the scale"), (0, 1, 4), "readings", dataset)[3:].assign(panel="SAP-100"))
+    whole = pd.concat(parts, ignore_index=True)
+    whole.attrs = make(dataset=dataset).attrs | {"figure": "readings"}
+    return whole
+
+
+def test_readings_are_compared_with_the_published_numbers_and_the_closest_is_bold() -> None:
+    frame = readings()
+    frame.loc[frame["series"] == "through the scale", ["accuracy", "low", "high"]] += 0.02
+    table = figures.readings_table(frame).data
+    heads, _, first, second = table.splitlines()
+    for head in ("λ = 0 (published 83.0)", "λ = 4 (published 51.0)", "λ = 1 (published 12.2)"):
+        assert head in heads
+    # by hand: 90, 50 and 80 - 80 = 0 against 83, 51 and 12.2: (7 + 1 + 12.2) / 3
+    assert first.startswith("| **the paper's text** ")
+    assert "| 90.0 [87.0, 92.0] " in first
+    assert first.rstrip(" |").endswith("6.7")
+    # 82, 42 and 72 - 80 = -8: (1 + 9 + 20.2) / 3
+    assert "| through the scale" in second
+    assert second.rstrip(" |").endswith("10.1")
+    assert "for CIFAR-10" in figures.readings_table(readings("digits")).data
+    assert [axes.get_title() for axes in figures.readings(frame).axes[:2]] == ["dense", "SAP-100"]
+    published = [
+        line for axes in figures.readings(frame).axes for line in axes.lines if line.get_label() == "published"
+    ]
+    assert [points(line) for line in published] == [[(0, 83), (2, 51)]]
 
 
 def test_tables_of_the_ladder() -> None:
