@@ -52,7 +52,9 @@ parameter: env
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	SAPCORE_DATA="$$folder" $(BIN)/papermill book/04_iterative.ipynb "$$folder/out.ipynb" -p eps 4 && \
 	SAPCORE_RESULTS="$$folder" $(BIN)/papermill book/04_iterative.ipynb "$$folder/out.ipynb" \
-	  -p eps 3 -p dataset digits -p examples 20 -p passes 2
+	  -p eps 3 -p dataset digits -p examples 20 -p passes 2 && \
+	SAPCORE_DATA="$$folder" $(BIN)/papermill book/11_adaptive_attacks.ipynb "$$folder/out.ipynb" \
+	  -p eps 8 -p dataset digits -p examples 50
 
 site: env
 	$(BIN)/pytest tests/site

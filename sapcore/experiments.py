@@ -28,8 +28,10 @@ MC_SAMPLES = {"cifar10": (1, 10, 100, 1000), "digits": (1, 10, 100)}
 SIZES = {"cifar10": (1000, 100), "digits": (100, 10)}
 """Images and passes of a noisy cell. Deterministic networks, and all in Fig. 3 and 4, are run on the whole test set."""
 ALL_IMAGES = {"cifar10": 10_000, "digits": 500}
-EPS_LADDER = (1, 2, 4, round(0.031 * 255, 3), 8)
+EPS_LADDER = {"cifar10": (1, 2, 4, round(0.031 * 255, 3), 8), "digits": (8, 32)}
 """0.031 of 1 is where "Obfuscated Gradients" attacked SAP."""
+EPS_STEPS = {"cifar10": 4, "digits": 32}
+"""Where the checks of the ladder take ever more steps."""
 EPS_UNBOUNDED = 255
 """An image within this reach of any other."""
 EPISODES, GAME_PASSES = 30, 10
@@ -386,18 +388,21 @@ def ladder(s: Settings) -> list[Point]:
     points = []
     for name, defence, trained in LADDERS:
         points.append(Point(_cell(s, defence, Attack(), trained, may_lack=True), "no attack", name))
-        for e in s.eps or EPS_LADDER:
+        for e in s.eps or EPS_LADDER[s.dataset]:
             for rung, attack in (_rungs(s, defence, e) if e else {}).items():
                 points.append(Point(_cell(s, defence, attack, trained, may_lack=True), rung, name))
     return points
 
 
 def ladder_checks(s: Settings) -> list[Point]:
-    """The same defences against BPDA in ever more steps at eps 4, and without a bound."""
+    """The same defences against BPDA in ever more steps at one eps, and without a bound."""
     s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     points, most = [], EFFORT[s.dataset].steps
     for name, defence, trained in LADDERS:
-        for e, steps in (*((e, n) for e in s.eps or (4,) for n in (1, 4, most, 4 * most) if e), (EPS_UNBOUNDED, most)):
+        for e, steps in (
+            *((e, n) for e in s.eps or (EPS_STEPS[s.dataset],) for n in (1, 4, most, 4 * most) if e),
+            (EPS_UNBOUNDED, most),
+        ):
             attack = dataclasses.replace(_rungs(s, defence, e)["BPDA, identity"], steps=steps, step=2.5 * e / steps)
             if steps == 1:
                 attack = dataclasses.replace(attack, step=e, random_start=False)
