@@ -100,11 +100,6 @@ def ece_table(frame: pd.DataFrame) -> Markdown:
 
 def fig5(frame: pd.DataFrame) -> Figure:
     """Accuracy under FGSM, one panel per baseline, one curve per level (Fig. 5)."""
-    return panels_against_eps(frame)
-
-
-def panels_against_eps(frame: pd.DataFrame) -> Figure:
-    """Accuracy against eps, one panel per `panel`, one curve per series; bars are 95 % Wilson intervals."""
     _style()
     panels = list(frame["panel"].unique())
     columns = max(1, min(len(panels), 3))
@@ -142,11 +137,16 @@ def accuracy_against(frame: pd.DataFrame, column: str, label: str, title: str) -
     return figure
 
 
-def _draw_curves(axes: Axes, frame: pd.DataFrame, at: list[float]) -> None:
+def _draw_curves(
+    axes: Axes, frame: pd.DataFrame, at: list[float], styles: dict[str, dict[str, Any]] | None = None
+) -> None:
     """Each series of the frame at these places, with its intervals."""
     placed = frame.assign(at=at)
-    for name, style in _line_styles(list(frame["series"].unique())).items():
+    styles = _line_styles(list(frame["series"].unique())) if styles is None else styles
+    for name, style in styles.items():
         part = placed[placed["series"] == name].sort_values("at")
+        if part.empty:
+            continue
         spread = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
         axes.errorbar(part["at"], 100 * part["accuracy"], 100 * np.array(spread), label=name, capsize=2, **style)
 
@@ -206,12 +206,15 @@ def model_cards(cards: list[dict[str, Any]]) -> Markdown:
     rows = []
     for card in cards:
         recipe, origin = card["recipe"], card["provenance"][-1]
-        special = f"dropout {recipe['dropout']:g}" if recipe.get("dropout") else "–"
+        special = [f"dropout {recipe['dropout']:g}"] if recipe.get("dropout") else []
         if recipe.get("adversarial_share"):
-            special = f"{recipe['adversarial_share']:.0%} FGSM at λ = {recipe['adversarial_eps']:g}"
+            special.append(f"{recipe['adversarial_share']:.0%} FGSM at λ = {recipe['adversarial_eps']:g}")
+        if recipe.get("crop"):
+            special.append(f"crops of {recipe['crop']} × {recipe['crop']}")
+        special += [name for way, name in (("wrap", "wrapped pixels"), ("jitter", "colour jitter")) if recipe.get(way)]
         rows.append({
             "checkpoint": card["name"],
-            "trained with": special,
+            "trained with": ", ".join(special) or "–",
             "accuracy": f"{card['test_accuracy']:.2%} of {card['test_images']:,}",
             "learning rate (epochs)": ", ".join(f"{rate:g} ({epochs})" for epochs, rate in recipe["schedule"]),
             "minutes": f"{card['seconds'] / 60:.1f}",
@@ -513,14 +516,25 @@ def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
 
 def readings(frame: pd.DataFrame) -> Figure:
     """Accuracy of dense and SAP-100 under FGSM by each reading of the paper, with the published numbers."""
-    figure = panels_against_eps(frame)
+    names = list(frame["series"].unique())
     grid = sorted(frame["eps"].unique())
-    for axes in figure.axes:
-        points = [p for p in PUBLISHED if p.figure == "fig1b" and p.series == axes.get_title() and not p.minus]
-        at = [(grid.index(p.eps), 100 * p.value) for p in points if p.eps in grid]
-        if at and frame.attrs["settings"].dataset == "cifar10":
-            axes.plot(*zip(*at, strict=True), "D", color="crimson", fillstyle="none", markersize=9, label="published")
-            axes.legend(fontsize="x-small", frameon=False)
+    figure, panels = _panels(list(frame["panel"].unique()))
+    figure.set_size_inches(8, 4.6)
+    colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))]
+    styles = {
+        name: {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
+        for name, colour, marker in zip(names, colours, "osv^DPhX", strict=False)
+    }
+    for axes, (panel, part) in zip(panels, frame.groupby("panel", sort=False), strict=False):
+        _draw_curves(axes, part, [grid.index(e) for e in part["eps"]], styles)
+        points = [p for p in PUBLISHED if (p.figure, p.series, p.minus) == ("fig1b", panel, "") and p.eps in grid]
+        if points and frame.attrs["settings"].dataset == "cifar10":
+            at, values = zip(*((grid.index(p.eps), 100 * p.value) for p in points), strict=True)
+            axes.plot(at, values, "D", color="crimson", fillstyle="none", markersize=9, label="published")
+        axes.set(title=panel, xlabel=EPS_LABEL, ylabel="accuracy (%)", ylim=(-3, 103))
+        axes.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
+    known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
 
 
@@ -562,7 +576,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
 
 def ladder(frame: pd.DataFrame) -> Figure:
     """Accuracy under each attack of the ladder, one panel per defence, one colour per eps; weak attacks above."""
-    rungs = list(frame["series"].unique())
+    rungs = [name for name in frame["series"].unique() if name != "no attack"]
     eps = sorted(e for e in frame["eps"].unique() if e)
     names = list(frame["panel"].unique())
     _style()
@@ -612,6 +626,7 @@ def ladder_budget(frame: pd.DataFrame) -> Figure:
         one.set_xlabel("gradients or queries per image")
     if names:
         handles, labels = panels[0].get_legend_handles_labels()
+        figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(names) // 3))
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
 

@@ -161,7 +161,7 @@ def test_the_ladder_has_a_panel_per_defence_and_its_attacks_from_above() -> None
     assert [axes.get_title() for axes in drawn.axes] == ["SAP-100", "Bernoulli-SAP-200"]
     for axes in drawn.axes:
         assert axes.get_xlabel() == "accuracy (%)"
-    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["no attack", "FGSM", "PGD"]
+    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["FGSM", "PGD"]
     bars = [c for c in drawn.axes[0].containers if isinstance(c, ErrorbarContainer)]
     found = {bar.get_label(): [float(x) for x in bar[0].get_xdata()] for bar in bars}
     assert found == {"λ = 1": pytest.approx([80, 70]), "λ = 4": pytest.approx([50, 40])}
