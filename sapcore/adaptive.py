@@ -61,12 +61,16 @@ def _clearly_above(a: pd.Series, b: pd.Series) -> bool:
 
 
 def _more_steps(rows: pd.DataFrame) -> tuple[str, str]:
-    rows = rows[rows["eps"] < EPS_UNBOUNDED].sort_values("steps")
-    if len(rows) < 2:
-        return OPEN, ""
-    pairs = list(itertools.combinations([row for _, row in rows.iterrows()], 2))
-    why = ", ".join(f"{_shown(row)} after {row['steps']}" for _, row in rows.iterrows())
-    return (FAIL if any(_clearly_above(b, a) for a, b in pairs) else PASS), why
+    why, verdict = [], OPEN
+    for e, part in rows[rows["eps"] < EPS_UNBOUNDED].sort_values("steps").groupby("eps"):
+        found = [row for _, row in part.iterrows()]
+        if len(found) < 2:
+            continue
+        verdict = PASS if verdict == OPEN else verdict
+        if any(_clearly_above(b, a) for a, b in itertools.combinations(found, 2)):
+            verdict = FAIL
+        why.append(f"λ = {e:g}: " + ", ".join(f"{_shown(row)} after {row['steps']}" for row in found))
+    return verdict, "; ".join(why)
 
 
 def _larger_eps(rungs: pd.DataFrame) -> tuple[str, str]:

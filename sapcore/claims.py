@@ -508,17 +508,22 @@ def _strongest(n: Numbers, panel: str, eps: float, among: str = "") -> pd.Series
 
 
 def _robust(n: Numbers) -> Verdict:
-    pairs = [(e, _strongest(n, "SAP-100", e), n.at("fig1c", "dense vs dense", e)) for e in SMALL]
-    why = "; ".join(f"λ = {e:g}: {_shown(a)} ({a['series']}) against {_shown(b)}" for e, a, b in pairs)
-    clear = sum(a["low"] > b["high"] for _, a, b in pairs)
+    pairs = [(e, _strongest(n, "SAP-100", e), _strongest(n, "dense", e)) for e in SMALL]
+    why = "; ".join(f"λ = {e:g}: {_shown(a)} ({a['series']}) against {_shown(b)} ({b['series']})" for e, a, b in pairs)
+    clear = sum(a["low"] > b["high"] and a["accuracy"] - b["accuracy"] >= 0.05 for _, a, b in pairs)
     return Verdict(HOLDS if clear == len(pairs) else DIRECTION if clear else FAILS, why)
 
 
-def _broken(panel: str, among: str) -> Callable[[Numbers], Verdict]:
-    """One per cent of the images is left at most; in direction: no more than guessing would leave."""
+def _broken(panel: str, among: str, stand_in: str = "") -> Callable[[Numbers], Verdict]:
+    """One per cent of the images is left at most; in direction: no more than guessing would leave.
+
+    Where the attack is a stand-in, its failure says nothing about the one that was claimed.
+    """
 
     def judge(n: Numbers) -> Verdict:
         row = _strongest(n, panel, ATHALYE, among)
+        if stand_in and row["accuracy"] > 0.1:
+            raise Missing(f"{row['series']} leaves {_shown(row)}, and {stand_in} was not run")
         why = f"{panel} at λ = {ATHALYE:g} under {row['series']}: {_shown(row)}"
         return Verdict(HOLDS if row["accuracy"] <= 0.01 else DIRECTION if row["accuracy"] <= 0.1 else FAILS, why)
 
@@ -526,10 +531,13 @@ def _broken(panel: str, among: str) -> Callable[[Numbers], Verdict]:
 
 
 def _their_attack_on_ours(n: Numbers) -> Verdict:
-    row, other = (
-        n.at("ladder", "single passes, through the scale", ATHALYE, panel) for panel in ("SAP-100", "Bernoulli-SAP-200")
-    )
-    return _compared([(f"λ = {ATHALYE:g}, SAP-100 against Bernoulli-SAP-200", row, other)])
+    attack = "single passes, through the scale"
+    row, other = (n.at("ladder", attack, ATHALYE, panel) for panel in ("SAP-100", "Bernoulli-SAP-200"))
+    clean = n.at("ladder", "no attack", 0, "SAP-100")
+    why = f"λ = {ATHALYE:g}: SAP-100 {_shown(row)} of {_shown(clean)}, Bernoulli-SAP-200 {_shown(other)}"
+    if row["low"] <= other["high"]:
+        return Verdict(FAILS, why)
+    return Verdict(HOLDS if row["accuracy"] >= clean["accuracy"] / 2 else DIRECTION, why)
 
 
 def _iterative_breaks_dense(n: Numbers) -> Verdict:
@@ -841,8 +849,8 @@ CLAIMS = (
         "robust",
         "Abstract",
         "SAP makes a pretrained network more robust to adversarial examples.",
-        "At λ = 1, 2, 4 SAP-100 under the strongest attack of the ladder is clearly above dense under the iterative "
-        "attack; in direction: at one of them.",
+        "At λ = 1, 2, 4 SAP-100 under the strongest attack of the ladder is clearly above dense under its strongest, "
+        "by five points or more; in direction: at one of them.",
         "ladder",
         _robust,
     ),
@@ -867,7 +875,8 @@ CLAIMS = (
         "that attack, SAP as published",
         "Dhillon and Carlini (2020)",
         "Their attack was run on a weaker SAP; against SAP as published it is not effective.",
-        "At ε = 0.031 SAP-100 is clearly above Bernoulli-SAP-200 under single passes; in direction: above.",
+        "Under single passes at ε = 0.031 SAP-100 is clearly above Bernoulli-SAP-200, and keeps half of its accuracy "
+        "without an attack; in direction: clearly above.",
         "ladder",
         _their_attack_on_ours,
     ),
@@ -884,9 +893,10 @@ CLAIMS = (
         "broken without gradients",
         "Li et al. (2019)",
         "A black-box attack breaks their SAP, with coins, at ε = 0.031; ours is Square, theirs was NATTACK.",
-        "Under Square Bernoulli-SAP-200 keeps 1 % at most; in direction: 10 %, as by guessing.",
+        "Under Square Bernoulli-SAP-200 keeps 1 % at most; in direction: 10 %, as by guessing. If it keeps more, "
+        "NATTACK itself would have to be run.",
         "ladder",
-        _broken("Bernoulli-SAP-200", "Square"),
+        _broken("Bernoulli-SAP-200", "Square", "NATTACK"),
         "100 % success (Li et al. 2019)",
     ),
 )

@@ -157,7 +157,9 @@ def _print_table(figure: str, parsed: argparse.Namespace) -> None:
         print(rounded.pivot(index=["panel", "series"], columns="eps", values="mean").to_string())
         return
     column = {"fig1c_steps": "steps", "fig6_budget": "gradients", "ladder_checks": "steps"}.get(figure, "eps")
-    rows = ["panel", "series"] if figure in ("readings", "ladder", "ladder_checks") else ["series"]
+    rows = {"readings": ["panel", "series"], "ladder": ["panel", "series"], "ladder_checks": ["panel", "eps"]}.get(
+        figure, ["series"]
+    )
     percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1)).drop_duplicates([*rows, column])
     print(percent.pivot_table(index=rows, columns=column, values="accuracy", sort=False).to_string())
 

@@ -108,7 +108,8 @@ def noisy_passes(
         with autocast(precision, device):
             yield passes.start, begun.model(*begun.parts)[None].float()
         return
-    group = max(1, batch_size // n)
+    mixing = any(getattr(module, "one_pass_at_a_time", False) for module in model.modules())
+    group = 1 if mixing else max(1, batch_size // n)
     for start in range(passes.start, passes.stop, group):
         numbers = torch.arange(start, min(start + group, passes.stop))
         rows = begun.repeated(len(numbers))

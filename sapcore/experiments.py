@@ -284,6 +284,10 @@ def fig6_budget(s: Settings) -> list[Point]:
     return points
 
 
+RELEASED_BATCH = 500
+"""Images to a batch of the released code's adversary."""
+
+
 class Reading(NamedTuple):
     """A way to read what the paper leaves open."""
 
@@ -315,9 +319,8 @@ def readings(s: Settings) -> list[Point]:
             source = dataclasses.replace(defence, backward=reading.backward)
             passes = _gradient_passes(s, defence)
             for e in s.eps or EPS:
-                attack = Attack(
-                    "fgsm", e, source, "mean_of_gradients", passes, batch_statistics=reading.batch_statistics
-                )
+                batch = RELEASED_BATCH if reading.batch_statistics else 0
+                attack = Attack("fgsm", e, source, "mean_of_gradients", passes, batch_statistics=batch)
                 cell = _cell(s, defence, attack, reading.trained, may_lack=True)
                 points.append(Point(cell, name, defence.label))
     return points
@@ -341,7 +344,7 @@ EFFORT = {"cifar10": Effort(200, 10, 40, 500, 100, 500), "digits": Effort(50, 2,
 def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
     """The attacks of the ladder, from weak to strong as the literature has them, by name."""
     effort = EFFORT[s.dataset]
-    few = max(1, s.passes // 10) if s.passes else effort.passes
+    few = (max(1, s.passes // 10) if s.passes else effort.passes) if defence.noisy else 1
 
     def pgd(source: Defence = defence, estimator: str = "mean_of_gradients", **more: Any) -> Attack:
         step = 2.5 * e / effort.steps
@@ -352,7 +355,7 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
     return {
         "random noise": Attack("noise", e),
         "FGSM on dense": Attack("fgsm", e, DENSE, "mean_of_gradients", 1),
-        "FGSM": Attack("fgsm", e, defence, "mean_of_gradients", 10 * few),
+        "FGSM": Attack("fgsm", e, defence, "mean_of_gradients", 10 * few if defence.noisy else 1),
         "iterative on dense": Attack("iterative", e, DENSE, "mean_of_gradients", 1, s.step, s.steps),
         "iterative": Attack("iterative", e, defence, "mean_of_gradients", few, s.step, s.steps),
         "PGD, mean of gradients": pgd(),
@@ -373,12 +376,24 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
         "BPDA, dense's backward": pgd(estimator="dense_backward"),
         "BPDA, dense's backward, margin": pgd(estimator="dense_backward", loss="margin"),
         "BPDA, identity, 3 restarts": pgd(identity, restarts=3),
-        "AutoAttack (rand)": Attack("autoattack", e, defence, "", 2 * few, steps=effort.autoattack_steps),
+        "AutoAttack (rand)": Attack(
+            "autoattack", e, defence, "", 2 * few if defence.noisy else 1, steps=effort.autoattack_steps
+        ),
         "Square (black box)": Attack("square", e, defence, "", few, steps=effort.queries),
     }
 
 
-LADDERS = (("SAP-100", SAP_100, ""), ("ADV+SAP-100", SAP_100, "adv"), ("Bernoulli-SAP-200", BERNOULLI_SAP, ""))
+RUNGS_OF_DENSE = (
+    "random noise", "FGSM", "iterative", "PGD, mean of gradients", "PGD, margin", "AutoAttack (rand)",
+    "Square (black box)",
+)  # fmt: skip
+"""The others are the same on a network without noise."""
+LADDERS = (
+    ("dense", DENSE, ""),
+    ("SAP-100", SAP_100, ""),
+    ("ADV+SAP-100", SAP_100, "adv"),
+    ("Bernoulli-SAP-200", BERNOULLI_SAP, ""),
+)
 """Each defence of the ladder: its name, what is done to the network, and how that was trained."""
 
 
@@ -390,6 +405,8 @@ def ladder(s: Settings) -> list[Point]:
         points.append(Point(_cell(s, defence, Attack(), trained, may_lack=True), "no attack", name))
         for e in s.eps or EPS_LADDER[s.dataset]:
             for rung, attack in (_rungs(s, defence, e) if e else {}).items():
+                if not defence.noisy and rung not in RUNGS_OF_DENSE:
+                    continue
                 points.append(Point(_cell(s, defence, attack, trained, may_lack=True), rung, name))
     return points
 
@@ -398,7 +415,7 @@ def ladder_checks(s: Settings) -> list[Point]:
     """The same defences against BPDA in ever more steps at one eps, and without a bound."""
     s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     points, most = [], EFFORT[s.dataset].steps
-    for name, defence, trained in LADDERS:
+    for name, defence, trained in LADDERS[1:]:
         for e, steps in (
             *((e, n) for e in s.eps or (EPS_STEPS[s.dataset],) for n in (1, 4, most, 4 * most) if e),
             (EPS_UNBOUNDED, most),

@@ -60,8 +60,7 @@ def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
     except ImportError:
         raise SapcoreError("colour jitter needs OpenCV: install it with `pip install 'sapcore[released]'`") from None
     n, _, height, width = images.shape
-    reach = torch.tensor(JITTER)
-    shift = torch.floor((2 * torch.rand((n, 3), generator=generator) - 1) * (reach + 1).float()).clamp(-reach, reach)
+    shift = ((2 * torch.rand((n, 3), generator=generator) - 1) * torch.tensor(JITTER)).trunc()
     pixels = images.permute(0, 2, 3, 1).reshape(n * height, width, 3).contiguous().cpu().numpy()
     hls = torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_RGB2HLS)).reshape(n, height, width, 3).to(torch.int32)
     hls = torch.minimum((hls + shift.to(torch.int32)[:, None, None]).clamp(min=0), torch.tensor([180, 255, 255]))
@@ -71,6 +70,8 @@ def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
 
 class BatchStatistics(nn.Module):
     """A BatchNorm that normalizes by the mean and variance of its batch, in eval mode too; it keeps none."""
+
+    one_pass_at_a_time = True
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -83,7 +84,8 @@ class BatchStatistics(nn.Module):
 def with_batch_statistics(model: nn.Module) -> nn.Module:
     """A copy of a network as the released adversary runs it: bound for training, so that BatchNorm uses its batch's.
 
-    The batch is that of a call, 500 images in the released code. Raises `SapcoreError` if there is no BatchNorm2d.
+    The batch is that of a call, 500 images in the released code, each in one pass. Raises `SapcoreError` if there is no
+    BatchNorm2d.
     """
 
     def replaced(norm: nn.Module) -> nn.Module:

@@ -68,8 +68,9 @@ class Attack:
     steps: int = 0
     """Of Square: queries."""
     loss: str = "cross_entropy"
-    batch_statistics: bool = False
-    """Whether the source's BatchNorm uses its batch's statistics, as the released code's adversary does."""
+    batch_statistics: int = 0
+    """Images to a batch whose own statistics the source's BatchNorm uses, as the released code's adversary does; or 0.
+    """
     random_start: bool = False
     restarts: int = 1
 
@@ -171,7 +172,7 @@ LATER = {
     "loss": "cross_entropy",
     "random_start": False,
     "restarts": 1,
-    "batch_statistics": False,
+    "batch_statistics": 0,
 }
 
 

@@ -31,8 +31,6 @@ from sapcore.rl import environments, playing
 from sapcore.sap import with_sap
 from sapcore.sap.bernoulli import with_bernoulli_sap
 
-RELEASED_BATCH = 500
-"""Images to a batch of the released code's adversary, whose BatchNorm looks at them together."""
 Outcome = tuple[dict[str, Any], dict[str, Any]] | Exception | None
 """What became of a cell: (result, provenance), an error, or nothing, because another run has stored it."""
 Outcomes = Generator[tuple[Cell, Outcome]]
@@ -270,10 +268,8 @@ def _played(cell: Cell, device: torch.device) -> dict[str, Any]:
     return {"mean": found.mean, "low": low, "high": high, "returns": found.returns, "steps": found.steps}
 
 
-def _batch_size(device: torch.device, batch_statistics: bool = False) -> int:
-    if batch_statistics:
-        return RELEASED_BATCH
-    return evaluation.BATCH_SIZE if device.type == "cpu" else 2000
+def _batch_size(device: torch.device, batch_statistics: int = 0) -> int:
+    return batch_statistics or evaluation.BATCH_SIZE if device.type == "cpu" else 2000
 
 
 def attacked(
@@ -292,7 +288,7 @@ def attacked(
         direction = _direction(*names, device) if direction is None else direction
         return torch.clamp(images + attack.eps * direction.float(), 0, 255)
     if attack.kind == "iterative":
-        model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device, attack.batch_statistics)
+        model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device, attack.batch_statistics > 0)
         return attacks.iterative(
             model, images, labels, attack.eps, attack.step, attack.steps, attack.passes, cell.seed,
             estimator=attack.estimator, batch_size=_batch_size(device, attack.batch_statistics),
@@ -303,7 +299,8 @@ def attacked(
         run = library.autoattack if attack.kind == "autoattack" else library.square
         return run(
             model, images, labels, attack.eps, attack.steps, attack.passes, cell.seed,
-            batch_size=_batch_size(device), precision=cell.precision,
+            batch_size=evaluation.BATCH_SIZE,  # on every device: they draw anew for each batch
+            precision=cell.precision,
         )  # fmt: skip
     raise ValueError(f"unknown attack {attack.kind!r}")
 
@@ -322,11 +319,11 @@ def _direction_of(cell: Cell) -> tuple[Any, ...] | None:
 @functools.lru_cache(maxsize=2)
 def _direction(
     dataset: str, examples: int, checkpoint: str, sha256: str, source: Defence,
-    passes: int, estimator: str, seed: int, precision: str, loss: str, batch_statistics: bool, device: torch.device,
+    passes: int, estimator: str, seed: int, precision: str, loss: str, batch_statistics: int, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """FGSM's direction as int8: it does not depend on eps, so the cells of one curve share it."""
     images, labels = seen(dataset, checkpoint, examples)
-    model = defended(checkpoint, sha256, source, device, batch_statistics)
+    model = defended(checkpoint, sha256, source, device, batch_statistics > 0)
     direction = attacks.fgsm_direction(
         model,
         images,

@@ -70,6 +70,15 @@ def test_more_steps_may_not_help(accuracies: list[float], expected: str) -> None
     assert verdict("More steps", rows(("PGD", 4, 0.1)), pd.concat([rows(), *parts])) == expected
 
 
+def test_steps_are_compared_at_one_eps_only() -> None:
+    parts = [
+        rows(("BPDA", e, a), steps={"BPDA": n}) for e, n, a in ((8, 1, 0.9), (8, 4, 0.8), (32, 1, 0.2), (32, 4, 0))
+    ]
+    assert verdict("More steps", rows(("PGD", 8, 0.1)), pd.concat(parts)) == PASS
+    parts.append(rows(("BPDA", 32, 0.5), steps={"BPDA": 10}))
+    assert verdict("More steps", rows(("PGD", 8, 0.1)), pd.concat(parts)) == FAIL
+
+
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.0, PASS), (0.005, FAIL), (0.5, FAIL)])
 def test_without_a_bound_nothing_may_be_left(accuracy: float, expected: str) -> None:
     more = rows(("BPDA", 4, 0.5), ("BPDA", 255, accuracy))

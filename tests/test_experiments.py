@@ -339,10 +339,15 @@ def test_figure_6_is_sap_against_dense_and_1_to_1000_passes() -> None:
 
 
 @pytest.mark.usefixtures("cifar10_checkpoint")
-def test_the_ladder_is_three_defences_under_the_same_attacks_up_to_what_each_knows() -> None:
+def test_the_ladder_is_dense_and_three_defences_under_the_same_attacks_up_to_what_each_knows() -> None:
     found = points("ladder")
     panels = {panel: [p for p in found if p.panel == panel] for panel in dict.fromkeys(p.panel for p in found)}
-    assert list(panels) == ["SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"]
+    assert list(panels) == ["dense", "SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"]
+    dense = panels.pop("dense")
+    assert [p.series for p in dense if p.cell.attack.eps == 4] == list(experiments.RUNGS_OF_DENSE)
+    assert {(p.cell.examples, p.cell.passes, p.cell.attack.passes) for p in dense if p.cell.attack.source} == {
+        (200, 1, 1)
+    }
     rungs = [[p.series for p in part] for part in panels.values()]
     assert rungs[0] == rungs[1] == rungs[2]
     assert len(set(rungs[0])) == 17
@@ -355,7 +360,7 @@ def test_the_ladder_is_three_defences_under_the_same_attacks_up_to_what_each_kno
         sources = {p.series: p.cell.attack.source for p in part}
         assert sources["BPDA, identity"].backward == "identity"  # type: ignore[union-attr]
         assert sources["FGSM on dense"] == experiments.DENSE
-    costs = {p.series: p.cell.attack.gradients for p in found if p.cell.attack.eps}
+    costs = {p.series: p.cell.attack.gradients for p in panels["SAP-100"] if p.cell.attack.eps}
     assert costs["FGSM"] == 100
     assert costs["PGD, margin"] == 400
     assert costs["BPDA, identity, 3 restarts"] == 1200
@@ -374,7 +379,7 @@ def test_a_network_that_is_not_trained_yet_leaves_its_rungs_without_a_checkpoint
         found = points(figure, settings("digits"))
         assert {(p.panel, p.cell.computable) for p in found} == {
             ("SAP-100", True), ("ADV+SAP-100", False), ("Bernoulli-SAP-200", True),
-        }  # fmt: skip
+        } | ({("dense", True)} if figure == "ladder" else set())  # fmt: skip
 
 
 @pytest.mark.usefixtures("cifar10_checkpoint")

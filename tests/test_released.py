@@ -48,6 +48,7 @@ def test_jitter_adds_one_number_each_to_hue_lightness_and_saturation() -> None:
         h, light, s = colorsys.rgb_to_hls(*(float(c) / 255 for c in one[:, 0, 0]))
         seen.append((180 * (h - hue), 255 * (light - lightness), 255 * (s - saturation)))
     moved = torch.tensor(seen)
+    assert (moved.mean(0).abs() < torch.tensor([9.0, 13, 13])).all(), "symmetric: within three standard errors of 0"
     assert (moved[:, 1].abs() <= 52).all()
     assert (moved[:, 2].abs() <= 54).all()
     assert (moved.std(0) > torch.tensor([5.0, 20, 20])).all()
@@ -96,16 +97,19 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("way", [{"crop": 28}, {"wrap": True}, {"jitter": True}, {"crop": 28, "wrap": True}])
+@pytest.mark.parametrize("way", [{"crop": 28}, {"wrap": True}, {"jitter": True}, {"jitter": True, "wrap": True}])
 def test_a_network_sees_images_in_its_own_way_in_training_and_in_test(way: dict[str, object], few: Path) -> None:
     recipe = dataclasses.replace(RECIPE, **way)  # type: ignore[arg-type]
     run = _Run("small", recipe, torch.device("cpu"), few / "state")
     batch = run._augment(torch.arange(5), torch.Generator().manual_seed(0))
     side = recipe.crop or 32
     assert batch.shape == (5, 3, side, side)
-    plain = _Run("plain", dataclasses.replace(recipe, wrap=False), torch.device("cpu"), few / "state")
-    same = plain._augment(torch.arange(5), torch.Generator().manual_seed(0))
-    assert torch.equal(batch, wrapped(same.to(torch.uint8)).float() if recipe.wrap else same)
+    plain = _Run("plain", dataclasses.replace(recipe, wrap=False, jitter=False), torch.device("cpu"), few / "state")
+    after = torch.Generator().manual_seed(0)
+    expected = plain._augment(torch.arange(5), after).to(torch.uint8)
+    expected = jittered(expected, after) if recipe.jitter else expected
+    assert torch.equal(batch, (wrapped(expected) if recipe.wrap else expected).float())
+    assert torch.equal(batch, expected.float()) != recipe.wrap
     model = train("small", recipe, "cpu", few / "state", progress=False)
     images, labels = runner.seen("digits", "small", 96)
     assert images.shape[-1] == side
@@ -126,6 +130,7 @@ def test_readings_differ_in_one_thing_each_and_the_last_in_all() -> None:
     }  # fmt: skip
     book = dataclasses.asdict(RECIPES["resnet20-cifar10"])
     assert {k for k, v in book.items() if v != paper[k]} == {"schedule"}
+    assert RECIPES["resnet20-digits-reading-paper"] != RECIPES["resnet20-digits"]
 
 
 def test_the_cells_of_the_readings() -> None:
@@ -135,7 +140,8 @@ def test_the_cells_of_the_readings() -> None:
     by_name = {(p.panel, p.series): p.cell for p in found if p.cell.attack.eps}
     assert ("dense", "gradient through the scale") not in by_name
     for (panel, name), cell in by_name.items():
-        assert cell.attack.batch_statistics == (name in ("adversary on batch statistics", "all of the released code"))
+        batch = 500 if name in ("adversary on batch statistics", "all of the released code") else 0
+        assert cell.attack.batch_statistics == batch
         assert cell.attack.source is not None
         assert cell.attack.source.backward == ("scale" if name == "gradient through the scale" else "constant")
         assert cell.defence.label == panel, "the defence itself is always the paper's"
@@ -143,6 +149,22 @@ def test_the_cells_of_the_readings() -> None:
         assert ("reading" in cell.checkpoint) == short
     assert {p.cell.attack for p in found if not p.cell.attack.eps} == {Attack()}
     assert len(readings(settings("digits"))) == 15 * 8
+
+
+@pytest.mark.parametrize("n", [20, 70])
+def test_a_batch_is_of_one_pass(dense: nn.Module, digits: Batch, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes are run together where images keep to themselves, but the statistics are those of the images of one."""
+    sizes: list[int] = []
+    forward = BatchStatistics.forward
+
+    def counted(self: BatchStatistics, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(BatchStatistics, "forward", counted)
+    noisy = with_sap(with_batch_statistics(dense), 100)
+    attacks.fgsm(noisy, digits[0][:n], digits[1][:n], 4, passes=3, batch_size=50)
+    assert set(sizes) == ({20} if n == 20 else {50, 20})
 
 
 def test_fgsm_on_batch_statistics_is_the_cells_attack() -> None:
