@@ -576,7 +576,8 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
 
 def ladder(frame: pd.DataFrame) -> Figure:
     """Accuracy under each attack of the ladder, one panel per defence, one colour per eps; weak attacks above."""
-    rungs = [name for name in frame["series"].unique() if name != "no attack"]
+    most = max((part["series"].unique() for _, part in frame.groupby("panel")), key=len, default=())
+    rungs = [name for name in most if name != "no attack"]
     eps = sorted(e for e in frame["eps"].unique() if e)
     names = list(frame["panel"].unique())
     _style()

@@ -247,7 +247,7 @@ def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -
 def seen(dataset: str, checkpoint: str, examples: int) -> tuple[Tensor, Tensor]:
     """The first so many test images as this network sees them, and their labels."""
     images, labels = (t[:examples] for t in data.load(dataset, "test"))
-    return images_of(checkpoints.card(checkpoint)["recipe"]).of_test(images), labels
+    return images_of(checkpoints.card(checkpoint).get("recipe", {})).of_test(images), labels
 
 
 def _played(cell: Cell, device: torch.device) -> dict[str, Any]:

@@ -368,7 +368,7 @@ def test_the_ladder_is_dense_and_three_defences_under_the_same_attacks_up_to_wha
     assert costs["Square (black box)"] == 5000
     assert costs["random noise"] == 0
     few = {p.cell.attack.passes for p in points("ladder", settings(passes=20)) if p.series == "PGD, margin"}
-    assert few == {2}
+    assert few == {1, 2}, "1 on dense"
 
 
 def test_a_network_that_is_not_trained_yet_leaves_its_rungs_without_a_checkpoint(
