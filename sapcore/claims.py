@@ -498,13 +498,21 @@ ATHALYE = round(0.031 * 255, 3)
 
 
 def _strongest(n: Numbers, panel: str, eps: float, among: str = "") -> pd.Series:
-    """The strongest attack whose name begins so; raises `Missing` unless all of them are computed."""
+    """The strongest attack whose name begins so; raises `Missing` unless all are computed, or one leaves 1 %."""
     wanted = {
         p.series for p in experiments.points("ladder")
         if p.panel == panel and p.cell.attack.eps == eps and p.series.startswith(among)
     }  # fmt: skip
-    rows = [n.at("ladder", name, eps, panel) for name in sorted(wanted)]
-    return min(rows, key=lambda row: float(row["accuracy"]))
+    rows, lacking = [], None
+    for name in sorted(wanted):
+        try:
+            rows.append(n.at("ladder", name, eps, panel))
+        except Missing as missing:
+            lacking = lacking or missing
+    strongest = min(rows, key=lambda row: float(row["accuracy"]), default=None)
+    if strongest is None or (lacking and strongest["accuracy"] > 0.01):
+        raise lacking or Missing(f"{panel} at λ = {eps:g} is not computed")
+    return strongest
 
 
 def _robust(n: Numbers) -> Verdict:

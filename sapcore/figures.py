@@ -581,18 +581,22 @@ def ladder(frame: pd.DataFrame) -> Figure:
     eps = sorted(e for e in frame["eps"].unique() if e)
     names = list(frame["panel"].unique())
     _style()
+    columns = min(2, max(1, len(names)))
+    lines = max(1, -(-len(names) // columns))
     figure, axes = plt.subplots(
-        1, max(1, len(names)), figsize=(3 + 2.6 * max(1, len(names)), 0.32 * len(rungs) + 1.8), sharey=True,
-        squeeze=False, layout="constrained",
+        lines, columns, figsize=(3 + 3 * columns, (0.3 * len(rungs) + 1.1) * lines + 0.4), sharey=True, squeeze=False,
+        layout="constrained",
     )  # fmt: skip
+    for spare in axes.flat[len(names) or 1 :]:
+        spare.set_visible(False)
     colours = dict(zip(eps, sns.color_palette("viridis_r", len(eps)), strict=True))
     markers = dict(zip(eps, "osv^Dphx", strict=False))
-    for one, panel in zip(axes[0], names, strict=False):
+    for one, panel in zip(axes.flat, names, strict=False):
         part = frame[frame["panel"] == panel]
         for _, row in part[part["eps"] == 0].iterrows():
             one.axvline(100 * row["accuracy"], color="black", linestyle=":", label="no attack")
         for i, e in enumerate(eps):
-            rows = part[part["eps"] == e]
+            rows = part[(part["eps"] == e) & part["series"].isin(rungs)]
             at = [rungs.index(name) + 0.12 * (i - (len(eps) - 1) / 2) for name in rows["series"]]
             spread = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
             one.errorbar(

@@ -316,6 +316,10 @@ def test_more_robust_at_one_eps_holds_in_direction_and_a_missing_attack_leaves_i
     frame.attrs = {"missing": ["one"], "settings": Settings()}
     verdict = judged(BY_NAME["robust"], Numbers())
     assert (verdict.verdict, verdict.why) == (OPEN, "AutoAttack (rand) at λ = 1 is not computed")
+    frame = ladder({(OURS, "BPDA, identity"): 0.0})
+    frame = frame[frame["series"] != "BPDA, identity, 3 restarts"]
+    frame.attrs = {"missing": ["one"], "settings": Settings()}
+    assert judged(BY_NAME["BPDA breaks SAP as published"], Numbers()).verdict == HOLDS, "nothing can be left to break"
 
 
 @pytest.mark.parametrize(
