@@ -403,11 +403,11 @@ def ladder(s: Settings) -> list[Point]:
     points = []
     for name, defence, trained in LADDERS:
         points.append(Point(_cell(s, defence, Attack(), trained, may_lack=True), "no attack", name))
-        for e in s.eps or EPS_LADDER[s.dataset]:
-            for rung, attack in (_rungs(s, defence, e) if e else {}).items():
-                if not defence.noisy and rung not in RUNGS_OF_DENSE:
-                    continue
-                points.append(Point(_cell(s, defence, attack, trained, may_lack=True), rung, name))
+        attacks = [_rungs(s, defence, e) for e in s.eps or EPS_LADDER[s.dataset] if e]
+        for rung in attacks[0] if attacks else ():
+            if defence.noisy or rung in RUNGS_OF_DENSE:
+                cells = (_cell(s, defence, of_eps[rung], trained, may_lack=True) for of_eps in attacks)
+                points += [Point(cell, rung, name) for cell in cells]
     return points
 
 
