@@ -577,7 +577,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
 def ladder(frame: pd.DataFrame) -> Figure:
     """Accuracy under each attack of the ladder, one panel per defence, one colour per eps; weak attacks above."""
     most = max((part["series"].unique() for _, part in frame.groupby("panel")), key=len, default=())
-    rungs = [name for name in most if name != "no attack"]
+    rungs = [name for name in dict.fromkeys([*most, *frame["series"]]) if name != "no attack"]
     eps = sorted(e for e in frame["eps"].unique() if e)
     names = list(frame["panel"].unique())
     _style()

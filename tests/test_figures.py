@@ -165,6 +165,10 @@ def test_the_ladder_has_a_panel_per_defence_and_its_attacks_from_above() -> None
     bars = [c for c in drawn.axes[0].containers if isinstance(c, ErrorbarContainer)]
     found = {bar.get_label(): [float(x) for x in bar[0].get_xdata()] for bar in bars}
     assert found == {"λ = 1": pytest.approx([80, 70]), "λ = 4": pytest.approx([50, 40])}
+    more = pd.concat([rungs(), make(("Square",), (1,), "ladder").assign(panel="dense")])
+    more.attrs = rungs().attrs
+    labels = [tick.get_text() for tick in figures.ladder(more).axes[0].get_yticklabels()]
+    assert labels == ["FGSM", "PGD", "Square"], "also what a defence with fewer attacks has alone"
 
 
 def test_the_story_lists_each_claim_once_under_its_verdict() -> None:
