@@ -116,7 +116,7 @@ def test_a_run_fills_an_empty_store_and_status_then_says_present(
     assert {"dense vs dense", "SAP-100 vs SAP-100", "SAP-100 vs dense"} <= {" ".join(row[:3]) for row in table}
     assert "100%" in output.err
     assert call("status", "fig1c", *TINY) == 0
-    assert "fig1c              5        5      0        0        0" in capsys.readouterr().out
+    assert "fig1c                5        5      0        0        0" in capsys.readouterr().out
     assert {results.state(cell) for cell in wanted("fig1c")} == {("present", "")}
 
 
