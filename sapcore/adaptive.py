@@ -82,9 +82,7 @@ def _larger_eps(rungs: pd.DataFrame) -> tuple[str, str]:
             compared += 1
             if _clearly_above(b, a):
                 broken.append(f"{name}: {_shown(a)} at {a['eps']:g}, {_shown(b)} at {b['eps']:g}")
-    if not compared:
-        return OPEN, ""
-    return (FAIL, "; ".join(broken)) if broken else (PASS, f"in none of {compared} pairs of λ")
+    return _unless(broken, compared, "pairs of λ")
 
 
 def _unbounded(rows: pd.DataFrame) -> tuple[str, str]:
@@ -120,6 +118,10 @@ def _all_no_weaker(rungs: pd.DataFrame, weak: str) -> tuple[str, str]:
                 compared += 1
                 if _clearly_above(a, b):
                     broken.append(f"{a['series']} at λ = {e:g}: {_shown(a)} against {_shown(b)}")
+    return _unless(broken, compared, "pairs of attacks")
+
+
+def _unless(broken: list[str], compared: int, pairs: str) -> tuple[str, str]:
     if not compared:
         return OPEN, ""
-    return (FAIL, "; ".join(broken)) if broken else (PASS, f"in {compared} comparisons")
+    return (FAIL, "; ".join(broken)) if broken else (PASS, f"in none of {compared} {pairs}")

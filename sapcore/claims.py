@@ -493,10 +493,6 @@ def _twenty_seconds(n: Numbers) -> Verdict:
     return Verdict(HOLDS if seconds >= 20 else FAILS, why)
 
 
-ATHALYE = round(0.031 * 255, 3)
-"""Where "Obfuscated Gradients" attacked."""
-
-
 def _strongest(n: Numbers, panel: str, eps: float, among: str = "") -> pd.Series:
     """The strongest attack whose name begins so; raises `Missing` unless all are computed, or one leaves 1 %."""
     wanted = {
@@ -529,10 +525,10 @@ def _broken(panel: str, among: str, stand_in: str = "") -> Callable[[Numbers], V
     """
 
     def judge(n: Numbers) -> Verdict:
-        row = _strongest(n, panel, ATHALYE, among)
+        row = _strongest(n, panel, experiments.EPS_ATHALYE, among)
         if stand_in and row["accuracy"] > 0.1:
             raise Missing(f"{row['series']} leaves {_shown(row)}, and {stand_in} was not run")
-        why = f"{panel} at λ = {ATHALYE:g} under {row['series']}: {_shown(row)}"
+        why = f"{panel} at λ = {experiments.EPS_ATHALYE:g} under {row['series']}: {_shown(row)}"
         return Verdict(HOLDS if row["accuracy"] <= 0.01 else DIRECTION if row["accuracy"] <= 0.1 else FAILS, why)
 
     return judge
@@ -540,9 +536,12 @@ def _broken(panel: str, among: str, stand_in: str = "") -> Callable[[Numbers], V
 
 def _their_attack_on_ours(n: Numbers) -> Verdict:
     attack = "single passes, through the scale"
-    row, other = (n.at("ladder", attack, ATHALYE, panel) for panel in ("SAP-100", "Bernoulli-SAP-200"))
+    e = experiments.EPS_ATHALYE
+    row, other = (n.at("ladder", attack, e, panel) for panel in ("SAP-100", "Bernoulli-SAP-200"))
     clean = n.at("ladder", "no attack", 0, "SAP-100")
-    why = f"λ = {ATHALYE:g}: SAP-100 {_shown(row)} of {_shown(clean)}, Bernoulli-SAP-200 {_shown(other)}"
+    why = (
+        f"λ = {experiments.EPS_ATHALYE:g}: SAP-100 {_shown(row)} of {_shown(clean)}, Bernoulli-SAP-200 {_shown(other)}"
+    )
     if row["low"] <= other["high"]:
         return Verdict(FAILS, why)
     return Verdict(HOLDS if row["accuracy"] >= clean["accuracy"] / 2 else DIRECTION, why)

@@ -222,6 +222,8 @@ def state(cell: Cell, also: tuple[str, ...] = ()) -> tuple[str, str]:
         return "stale", f"it was computed without its {' and '.join(also)}"
     if cell.path.exists():
         return "damaged", f"{cell.path.name} is not a whole result file; the next run writes it anew"
+    if not cell.computable:
+        return "missing", ""
     for path in cell.path.parent.glob(f"{cell.path.name.rsplit('-', 1)[0]}-*.json"):
         try:
             other = json.loads(path.read_text())["spec"]

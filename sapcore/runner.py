@@ -269,7 +269,8 @@ def _played(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 
 def _batch_size(device: torch.device, batch_statistics: int = 0) -> int:
-    return batch_statistics or evaluation.BATCH_SIZE if device.type == "cpu" else 2000
+    """Images to a batch: on every device so many as share their statistics, if they do."""
+    return batch_statistics or (evaluation.BATCH_SIZE if device.type == "cpu" else 2000)
 
 
 def attacked(

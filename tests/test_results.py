@@ -193,6 +193,11 @@ def test_a_cell_of_another_checkpoint_or_version_is_stale_with_the_reason(
     assert results.state(CELL) == ("stale", why)
 
 
+def test_a_cell_of_an_untrained_network_is_missing_whatever_is_stored_of_another(store: Path) -> None:
+    results.write(CELL, RESULT, ORIGIN)
+    assert results.state(dataclasses.replace(CELL, checkpoint_sha256="")) == ("missing", "")
+
+
 @pytest.mark.parametrize("change", [{"examples": 99}, {"passes": 9}, {"seed": 1}, {"precision": "bfloat16"}])
 def test_a_cell_of_another_size_or_seed_makes_none_stale(store: Path, change: dict[str, Any]) -> None:
     results.write(dataclasses.replace(CELL, **change), RESULT, ORIGIN)

@@ -442,6 +442,12 @@ def test_a_game_is_a_cell_like_any_other(store: Path, monkeypatch: pytest.Monkey
     assert "mean return" in check.reason
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_images_that_share_their_statistics_are_as_many_on_every_device(device: str) -> None:
+    assert runner._batch_size(torch.device(device), 500) == 500
+    assert runner._batch_size(torch.device(device)) > 0
+
+
 def test_an_attack_on_a_game_has_no_direction_that_cells_could_share() -> None:
     """Each observation has its own, also where the cells go to a cluster."""
     noisy = Defence("sap", 100)
