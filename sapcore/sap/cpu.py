@@ -1,9 +1,9 @@
 """SAP's fused CPU kernel: `reference.sample` and its scaling in short loops over each map, rows in parallel.
 
 The loops are written so that LLVM turns each into vector instructions: no branches, 32-bit words, and
-logarithms and exponentials as polynomials. Scales are computed only for the units that are kept, which
-are packed side by side first. Integer sums (fixed point) make the result independent of the order of
-additions. Rows of float32 or bfloat16 units in channels_last order come in, go out, and nothing else
+logarithms and exponentials as polynomials. Units that are 0, half of them after a ReLU, cost no more than a random
+word: the others are packed side by side first. Integer sums (fixed point) make the result independent of the order
+of additions. Rows of float32 or bfloat16 units in channels_last order come in, go out, and nothing else
 touches memory but each worker's scratch rows, which stay in the cache.
 """
 
@@ -31,7 +31,7 @@ from sapcore.sap.reference import (
     to_units,
 )
 
-f32, i32, u32, i64, u64 = np.float32, np.int32, np.uint32, np.int64, np.uint64
+f32, i32, u16, u32, i64, u64 = np.float32, np.int32, np.uint16, np.uint32, np.int64, np.uint64
 
 LOW = u64(0xFFFFFFFF)
 M0, M1 = u64(0xD2511F53), u64(0xCD9E8D57)
@@ -39,7 +39,6 @@ W0, W1 = u64(0x9E3779B9), u64(0xBB67AE85)
 S32 = u64(32)
 
 LANES = 16  # units that are packed at a time
-BLOCK = LANES  # units per partial sum, for finding a missing draw's unit
 CHUNK = 512  # counters whose random words are made at once
 TWO_32, TWO_M32 = f32(2.0**32), f32(2.0**-32)
 TWO_40 = f32(2.0**WEIGHT_BITS)
@@ -70,8 +69,10 @@ def _as_float(typingctx, x):
 
 
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
-BYTES = ir.VectorType(ir.IntType(8), LANES)
 LONGS = ir.VectorType(ir.IntType(64), LANES)
+BITS = ir.IntType(LANES)
+PLACES = ir.VectorType(ir.IntType(32), LANES)
+FLAGS = ir.VectorType(ir.IntType(1), LANES)
 
 
 def _pointer(context, builder, kind, array, index, vector):
@@ -80,13 +81,32 @@ def _pointer(context, builder, kind, array, index, vector):
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
-def _mask(context, builder, kind, keep, index):
-    """LANES bytes of `keep` as a vector of bits, and how many are set."""
-    flags = builder.load(_pointer(context, builder, kind, keep, index, BYTES), align=1)
-    mask = builder.icmp_unsigned("!=", flags, ir.Constant(BYTES, None))
-    word = ir.IntType(LANES)
-    count = builder.call(_llvm(builder, word, [word], f"ctpop.i{LANES}"), [builder.bitcast(mask, word)])
-    return mask, builder.zext(count, ir.IntType(64))
+def _vector(context, builder, kind, array, index):
+    """LANES 32-bit elements of an array, as floats."""
+    return builder.load(_pointer(context, builder, kind, array, index, FLOATS), align=4)
+
+
+def _repeated(builder, vector, value):
+    """A number LANES times."""
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, PLACES.element(0))
+    return builder.shuffle_vector(first, first, ir.Constant(PLACES, None))
+
+
+def _how_many(builder, mask):
+    """The number of bits that are set."""
+    count = builder.call(_llvm(builder, BITS, [BITS], f"ctpop.i{LANES}"), [builder.bitcast(mask, BITS)])
+    return builder.zext(count, ir.IntType(64))
+
+
+def _weights(context, builder, kind, magnitude, index, power):
+    """The whole numbers magnitude * power of LANES units."""
+    values = _vector(context, builder, kind, magnitude, index)
+    return builder.fptosi(builder.fmul(values, _repeated(builder, FLOATS, power)), LONGS)
+
+
+def _at_most(builder, values, target):
+    """How many of LANES whole numbers are no larger than the target."""
+    return _how_many(builder, builder.icmp_signed("<=", values, _repeated(builder, LONGS, target)))
 
 
 def _llvm(builder, result, arguments, name):
@@ -94,49 +114,90 @@ def _llvm(builder, result, arguments, name):
 
 
 @intrinsic
-def _pack(typingctx, source, i, keep, target, n):
-    """Append those of source[i : i + LANES] that are kept to target[:n]; return how many."""
+def _nonzero(typingctx, magnitude, i):
+    """Which of LANES magnitudes from i on are not 0, as bits."""
 
     def codegen(context, builder, signature, args):
-        source, i, keep, target, n = args
-        mask, count = _mask(context, builder, signature.args[2], keep, i)
-        values = builder.load(_pointer(context, builder, signature.args[0], source, i, FLOATS), align=4)
+        values = _vector(context, builder, signature.args[0], *args)
+        return builder.bitcast(builder.fcmp_ordered("!=", values, ir.Constant(FLOATS, None)), BITS)
+
+    return numba.uint16(magnitude, i), codegen
+
+
+@intrinsic
+def _pack(typingctx, source, i, bits, target, n):
+    """Append those 32-bit numbers source[i : i + LANES] whose bits are set to target[:n]; returns how many.
+
+    Up to LANES numbers after them are overwritten too.
+    """
+
+    def codegen(context, builder, signature, args):
+        source, i, bits, target, n = args
+        mask = builder.bitcast(bits, FLAGS)
+        values = _vector(context, builder, signature.args[0], source, i)
         compress = _llvm(builder, FLOATS, [FLOATS, mask.type, FLOATS], f"experimental.vector.compress.v{LANES}f32")
         packed = builder.call(compress, [values, mask, ir.Constant(FLOATS, ir.Undefined)])
         builder.store(packed, _pointer(context, builder, signature.args[3], target, n, FLOATS), align=4)
-        return count
+        return _how_many(builder, mask)
 
-    return numba.int64(source, i, keep, target, n), codegen
+    return numba.int64(source, i, bits, target, n), codegen
 
 
 @intrinsic
-def _unpack(typingctx, source, n, keep, i, target, j):
-    """The inverse: target[j : j + LANES] from source[n:] where keep[i : i + LANES], else 0; return how many."""
+def _unpack(typingctx, source, n, bits, target, i):
+    """The inverse: target[i : i + LANES] from source[n:] where a bit is set, else 0; returns how many."""
 
     def codegen(context, builder, signature, args):
-        source, n, keep, i, target, j = args
-        mask, count = _mask(context, builder, signature.args[2], keep, i)
+        source, n, bits, target, i = args
+        mask = builder.bitcast(bits, FLAGS)
         first = builder.gep(context.make_array(signature.args[0])(context, builder, source).data, [n])
         expand = _llvm(builder, FLOATS, [first.type, mask.type, FLOATS], f"masked.expandload.v{LANES}f32")
         values = builder.call(expand, [first, mask, ir.Constant(FLOATS, None)])
-        builder.store(values, _pointer(context, builder, signature.args[4], target, j, FLOATS), align=4)
-        return count
+        builder.store(values, _pointer(context, builder, signature.args[3], target, i, FLOATS), align=4)
+        return _how_many(builder, mask)
 
-    return numba.int64(source, n, keep, i, target, j), codegen
+    return numba.int64(source, n, bits, target, i), codegen
 
 
 @intrinsic
-def _block_weight(typingctx, magnitude, i):
-    """The sum of the whole numbers magnitude * 2**40 over LANES units from i on."""
+def _block_weight(typingctx, magnitude, i, power):
+    """The sum of the whole numbers magnitude * power over LANES units from i on."""
 
     def codegen(context, builder, signature, args):
-        magnitude, i = args
-        values = builder.load(_pointer(context, builder, signature.args[0], magnitude, i, FLOATS), align=4)
-        scaled = builder.fmul(values, ir.Constant(FLOATS, [2.0**WEIGHT_BITS] * LANES))
+        values = _weights(context, builder, signature.args[0], *args)
         add = _llvm(builder, ir.IntType(64), [LONGS], f"vector.reduce.add.v{LANES}i64")
-        return builder.call(add, [builder.fptosi(scaled, LONGS)])
+        return builder.call(add, [values])
 
-    return numba.int64(magnitude, i), codegen
+    return numba.int64(magnitude, i, power), codegen
+
+
+@intrinsic
+def _unit_of(typingctx, magnitude, i, power, target):
+    """Of LANES units from i on the one at which the sum of the whole numbers magnitude * power exceeds the target."""
+
+    def codegen(context, builder, signature, args):
+        *unit, target = args
+        sums = _weights(context, builder, signature.args[0], *unit)
+        for step in (1, 2, 4, 8):
+            shifted = [LANES] * step + list(range(LANES - step))  # LANES: the first of the zeros
+            sums = builder.add(
+                sums, builder.shuffle_vector(sums, ir.Constant(LONGS, None), ir.Constant(PLACES, shifted))
+            )
+        return _at_most(builder, sums, target)
+
+    return numba.int64(magnitude, i, power, target), codegen
+
+
+@intrinsic
+def _count_at_most(typingctx, bound, i, target):
+    """How many of LANES whole numbers from bound[i] on are no larger than the target."""
+
+    def codegen(context, builder, signature, args):
+        bound, i, target = args
+        values = builder.load(_pointer(context, builder, signature.args[0], bound, i, LONGS), align=8)
+        return _at_most(builder, values, target)
+
+    return numba.int64(bound, i, target), codegen
 
 
 @intrinsic
@@ -347,66 +408,40 @@ def _targets(low, high, total, targets):
 
 
 @njit(**FAST)
-def _halve(bound, half, target, block):
-    """One step of a bisection for every draw at once."""
-    for t in range(len(target)):
-        block[t] += i64(half) if bound[block[t] + half - 1] <= target[t] else i64(0)
-
-
-@njit(**FAST)
-def _first_units(bound, target, block, unit):
-    """Each block's first unit, and what is left of the target there."""
-    for t in range(len(target)):
-        target[t] -= bound[block[t] - 1] if block[t] > 0 else i64(0)
-        unit[t] = block[t] * BLOCK
-        block[t] = unit[t]
-
-
-@njit(**FAST)
-def _next_units(magnitude, i, target, first, unit):
-    """Take unit i of its block off each target; the draw's unit is a later one if something is left."""
-    for t in range(len(target)):
-        target[t] -= i64(magnitude[first[t] + i] * TWO_40)
-        unit[t] += target[t] >= 0
-
-
-@njit(**FAST)
-def _draw_missing(missing, magnitude, bound, keep, words, found, c1, c2, c3, k0, k1):
-    """Make the missing draws, many at once: find a block of units by bisection, then the unit by adding up."""
-    total = bound[len(bound) - 1]
+def _draw_missing(missing, magnitude, power, bound, keep, words, target, c1, c2, c3, k0, k1):
+    """Make the missing draws: for each find a group of blocks by bisection, then its block, then the unit."""
+    groups, total = len(bound) // LANES, bound[len(bound) - 1]
     for start in range(0, missing, 2 * CHUNK):
         count = min(2 * CHUNK, missing - start)
         half = (count + 1) // 2
         _fill_words(words, start // 2, half, c1, c2, c3, k0, k1)
-        target, block, unit = found[0, :count], found[1, :count], found[2, :count]
         _targets(words[0, :half], words[1, :half], total, target[:half])
-        _targets(words[2, : count - half], words[3, : count - half], total, target[half:])
-        block[:] = 0
-        left = len(bound)
-        while left > 1:
-            _halve(bound, left // 2, target, block)
-            left -= left // 2
-        _first_units(bound, target, block, unit)
-        for i in range(BLOCK):
-            _next_units(magnitude, i, target, block, unit)
+        _targets(words[2, : count - half], words[3, : count - half], total, target[half:count])
         for t in range(count):
-            keep[unit[t]] = True
+            group, left = 0, groups
+            while left > 1:
+                half_left = left // 2
+                group += half_left if bound[(group + half_left) * LANES - 1] <= target[t] else 0
+                left -= half_left
+            block = group * LANES + _count_at_most(bound, group * LANES, target[t])
+            rest = target[t] - (bound[block - 1] if block > 0 else i64(0))
+            keep[block * LANES + _unit_of(magnitude, block * LANES, power, rest)] = True
 
 
 @njit(**FAST)
-def _scales(p, inverse_l1, largest, r):
-    """In place: magnitudes of kept units to 1 / (1 - (1 - p)^r)."""
+def _scales(p, keep, inverse_l1, largest, r):
+    """In place: magnitudes of kept units to 1 / (1 - (1 - p)^r), of others to 0."""
     r = f32(r)
     if largest * inverse_l1 < f32(2.0**-7):
         for i in range(len(p)):
             q = p[i] * inverse_l1
             log = -q * (f32(1.0) + q * (f32(1 / 2) + q * (f32(1 / 3) + q * f32(1 / 4))))
-            p[i] = f32(1.0) / _one_minus_exp(r * log)
+            p[i] = f32(1.0) / _one_minus_exp(r * log) if keep[i] else f32(0.0)
     else:
         for i in range(len(p)):
             q = min(p[i] * inverse_l1, f32(1.0))
             log = _log_of_complement(q, f32(1.0) - q)
-            p[i] = f32(1.0) / _one_minus_exp(r * log)
+            p[i] = f32(1.0) / _one_minus_exp(r * log) if keep[i] else f32(0.0)
 
 
 @njit(**FAST)
@@ -434,39 +469,68 @@ def _write_product(factor, scale, out):
 
 
 @njit(**FAST)
+def _run(a, w):
+    """Where the units of word w begin and end."""
+    quarter = (a + 3) // 4
+    return min(a, w * quarter), min(a, (w + 1) * quarter)
+
+
+@njit(**FAST)
+def _pack_magnitudes(magnitude, low, high, filled, packed, n):
+    """Append those of the units from low to high that are not 0, and note which these are."""
+    for g in range(len(filled)):
+        left = high - low - g * LANES
+        bits = _nonzero(magnitude, low + g * LANES)
+        filled[g] = bits if left >= LANES else bits & u16((1 << max(left, 0)) - 1)
+        n += _pack(magnitude, low + g * LANES, filled[g], packed, n)
+    return n
+
+
+@njit(**FAST)
+def _pack_words(words, filled, packed_words, n):
+    for g in range(len(filled)):
+        n += _pack(words, g * LANES, filled[g], packed_words, n)
+    return n
+
+
+@njit(**FAST)
+def _unpack_scales(packed, n, filled, scales):
+    for g in range(len(filled)):
+        n += _unpack(packed, n, filled[g], scales, g * LANES)
+
+
+@njit(**FAST)
 def _scale_row(h, rectify, chosen, scratch, scale, r, out, factor):
     """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest."""
-    magnitude, keep, _, chunk, _, _, packed = scratch
+    magnitude, filled, packed, keep, _, _, _, _, _, first, scales = scratch
     inverse_l1, largest, power1, power2 = chosen
-    n = 0
-    for i in range(0, len(magnitude), LANES):
-        n += _pack(magnitude, i, keep, packed, n)
-    _scales(packed[:n], inverse_l1, largest, r)
-    n = 0
-    for start in range(0, len(h), len(chunk)):
-        stop = min(len(h), start + len(chunk))
-        for i in range(start, stop, LANES):
-            n += _unpack(packed, n, keep, i, chunk, i - start)
-        if rectify:
-            if power2 != f32(1.0):
-                _multiply(magnitude[start:stop], power2)
-            _write_scaled_magnitudes(magnitude[start:stop], power1, chunk, out[start:stop])
-        else:
-            _write_scaled(h[start:stop], chunk, out[start:stop])
-        if len(factor) and len(scale):
-            _write_product(chunk, scale[start % len(scale) :], factor[start:stop])
-        elif len(factor):
-            _write(chunk, factor[start:stop])
+    if inverse_l1 > f32(0.0):
+        _scales(packed[: first[4]], keep, inverse_l1, largest, r)
+        for w in range(4):
+            _unpack_scales(packed, first[w], filled[w], scales[_run(len(h), w)[0] :])
+    else:
+        scales[:] = f32(0.0)
+    if rectify:
+        if power2 != f32(1.0):
+            _multiply(magnitude, power2)
+        _write_scaled_magnitudes(magnitude, power1, scales, out)
+    else:
+        _write_scaled(h, scales, out)
+    if len(factor) and len(scale):
+        for start in range(0, len(h), len(scale)):
+            _write_product(scales[start : start + len(scale)], scale, factor[start : start + len(scale)])
+    elif len(factor):
+        _write(scales, factor)
 
 
 @njit(**FAST)
 def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
-    """Choose one row's kept units.
+    """Choose one row's kept units, among those that are not 0, which are packed side by side first.
 
-    Returns 1 / sum of magnitudes (0 if that is 0, -1 for nan or inf), the largest magnitude, and two powers of two
-    that lead from magnitudes back to units.
+    Returns what a packed magnitude is to be multiplied by for p (0 if there is none, -1 for nan or inf), the largest
+    of them, and two powers of two that lead from magnitudes back to units.
     """
-    magnitude, keep, words, since, bound, found, _ = scratch
+    magnitude, filled, packed, keep, words, packed_words, since, bound, target, first, _ = scratch
     a = len(h)
     if len(scale):
         bits = _normalized(h, scale, shift, magnitude)
@@ -474,47 +538,84 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
         bits = _rectified(h, magnitude)
     else:
         bits = _magnitudes(h, magnitude)
-    keep[:] = False
-    magnitude[a:] = f32(0.0)
     if bits >= i32(EXPONENT_BITS):
         return f32(-1.0), f32(0.0), f32(0.0), f32(0.0)
     if bits == 0 or r == 0:
-        return f32(0.0), f32(0.0), f32(0.0), f32(0.0)
+        return f32(0.0), f32(0.0), f32(1.0), f32(1.0)
     exponent = math.frexp(_as_float(bits))[1]
-    first = exponent if abs(exponent) < 100 else exponent // 2  # 2**149 is no float32
-    _multiply(magnitude, f32(math.ldexp(1.0, -first)))
-    if first != exponent:
-        _multiply(magnitude, f32(math.ldexp(1.0, first - exponent)))
-    total = i64(0)
-    for b in range(len(bound)):
-        total += _block_weight(magnitude, b * BLOCK)
+    ordinary = abs(exponent) < 60  # so that the power of two may as well go into the other factor
+    power1 = power2 = f32(1.0)
+    if not ordinary:
+        half = exponent // 2  # 2**149 is no float32
+        _multiply(magnitude, f32(math.ldexp(1.0, -half)))
+        _multiply(magnitude, f32(math.ldexp(1.0, half - exponent)))
+        power1, power2 = f32(math.ldexp(1.0, half)), f32(math.ldexp(1.0, exponent - half))
+    unit = f32(math.ldexp(1.0, -exponent)) if ordinary else f32(1.0)
+    n = 0
+    for w in range(4):
+        low, high = _run(a, w)
+        first[w] = n
+        n = _pack_magnitudes(magnitude, low, high, filled[w], packed, n)
+        end = n
+        n = (n + 2 * LANES - 1) // LANES * LANES  # words are packed LANES at a time, and must not reach the next run's
+        packed[end:n] = f32(0.0)
+    first[4] = n
+    keep = keep[:n]
+    groups = (n + LANES * LANES - 1) // (LANES * LANES)
+    total, bound = i64(0), bound[: groups * LANES]
+    for b in range(n // LANES):
+        total += _block_weight(packed, b * LANES, unit * TWO_40)
         bound[b] = total
+    bound[n // LANES :] = total
     l1 = math.ldexp(float(total), -WEIGHT_BITS)
     m = max(0.0, r - MARGIN * math.sqrt(r))
-    rate = f32(m / l1)
+    rate = f32(m / l1) * unit
     quarter = (a + 3) // 4
     attempt = 0
     while True:
         tag = u64(layer | attempt << 24)
-        count = 0
-        excess = i64(0)
+        at0, at1, at2, at3 = first[0], first[1], first[2], first[3]
         for start in range(0, quarter, CHUNK):
             length = min(CHUNK, quarter - start)
             _fill_words(words, start, length, c1, c2, tag | u64(FIRST_ARRIVALS << 16), k0, k1)
-            for w in range(4):
-                low = min(a, w * quarter + start)
-                high = min(a, min((w + 1) * quarter, w * quarter + start + length))
-                _time_since_arrival(words[w], magnitude[low:high], rate, since[: max(0, high - low)])
-                n, e = _count_arrivals(since[: max(0, high - low)], keep[low:high])
-                count += n
-                excess += e
+            part = filled[:, start // LANES : (start + length + LANES - 1) // LANES]
+            at0 = _pack_words(words[0], part[0], packed_words, at0)
+            at1 = _pack_words(words[1], part[1], packed_words, at1)
+            at2 = _pack_words(words[2], part[2], packed_words, at2)
+            at3 = _pack_words(words[3], part[3], packed_words, at3)
+        count = 0
+        excess = i64(0)
+        for start in range(0, n, CHUNK):
+            stop = min(n, start + CHUNK)
+            times = since[: stop - start]
+            _time_since_arrival(packed_words[start:stop], packed[start:stop], rate, times)
+            arrivals, more = _count_arrivals(times, keep[start:stop])
+            count += arrivals
+            excess += more
         arrived = count + _poisson(float(excess) * 2.0**-32, c1, c2, tag | u64(REPEATS << 16), k0, k1)
         if arrived <= r:
             break
         attempt += 1
-    _draw_missing(r - arrived, magnitude, bound, keep, words, found, c1, c2, u64(layer | MISSING << 16), k0, k1)
+    _draw_missing(
+        r - arrived, packed, unit * TWO_40, bound, keep, words, target, c1, c2, u64(layer | MISSING << 16), k0, k1
+    )
     largest = f32(math.frexp(_as_float(bits))[0])
-    return f32(1.0 / l1), largest, f32(math.ldexp(1.0, first)), f32(math.ldexp(1.0, exponent - first))
+    return f32(1.0 / l1) * unit, largest / unit, power1, power2
+
+
+@njit(**FAST)
+def _write_mask(chosen, scratch, mask):
+    magnitude, _, _, keep, _, _, _, _, _, first, _ = scratch
+    mask[:] = False
+    if not chosen:
+        return
+    for w in range(4):
+        n = first[w]
+        low, high = _run(len(mask), w)
+        for i in range(low, high):
+            if magnitude[i] != f32(0.0):
+                mask[i] = keep[n]
+                n += 1
 
 
 @njit(parallel=True, nogil=True, cache=True, **FAST)
@@ -534,7 +635,7 @@ def sap_rows(workers, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, o
             chosen = _choose_row(h[row], rectify, scale, shift, r, scratch, names[0], names[1], layer, k0, k1)
             finite[row] = chosen[0] >= f32(0.0)
             if len(mask):
-                mask[row] = scratch[1][:a]
+                _write_mask(chosen[0] > f32(0.0), scratch, mask[row])
             wanted = factor[row] if len(factor) else out[row, :0]
             _scale_row(h[row], rectify, chosen, scratch, scale, r, out[row], wanted)
     return finite.all()
@@ -603,16 +704,24 @@ def through_scale_rows(workers, h, factor, grad, rectify, coins, r, out):
 
 @njit(**FAST)
 def _scratch(a):
-    """A worker's own rows: magnitudes, mask, random words, times, partial sums of weights, draws, what is packed."""
-    blocks = (a + LANES - 1) // LANES
+    """A worker's own rows.
+
+    Magnitudes, and which are not 0; these alone, their mask, words, words side by side, and times; partial sums of
+    weights, missing draws, where the units of each word begin among what is packed, and scales.
+    """
+    packed = (a + LANES - 1) // LANES * LANES + 8 * LANES
     return (
-        np.empty(blocks * LANES, dtype=np.float32),
-        np.zeros(blocks * LANES, dtype=np.bool_),
+        np.empty(a + LANES, dtype=np.float32),
+        np.empty((4, ((a + 3) // 4 + LANES - 1) // LANES), dtype=np.uint16),
+        np.empty(packed, dtype=np.float32),
+        np.empty(packed, dtype=np.bool_),
         np.empty((4, CHUNK), dtype=np.uint32),
+        np.zeros(packed, dtype=np.uint32),
         np.empty(CHUNK, dtype=np.float32),
-        np.empty(blocks, dtype=np.int64),
-        np.empty((3, 2 * CHUNK), dtype=np.int64),
-        np.empty((blocks + 1) * LANES, dtype=np.float32),
+        np.empty(packed // LANES + LANES, dtype=np.int64),
+        np.empty(2 * CHUNK, dtype=np.int64),
+        np.empty(5, dtype=np.int64),
+        np.empty(a + LANES, dtype=np.float32),
     )
 
 

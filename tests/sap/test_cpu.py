@@ -114,7 +114,7 @@ def test_the_scale_of_a_unit_of_tiny_probability_is_exact_to_float32_rounding(ba
 def scales(p: np.ndarray, r: int) -> np.ndarray:
     """The kernel's 1 / (1 - (1 - p)^r) for units that are all kept."""
     factor = p.copy()
-    cpu._scales(factor, np.float32(1), p.max(), r)
+    cpu._scales(factor, np.ones(len(p), dtype=np.bool_), np.float32(1), p.max(), r)
     return factor
 
 
