@@ -51,8 +51,9 @@ def main() -> None:
     recipe = dataclasses.replace(
         Recipe(GAME), replay=max(options.most, least), learning_starts=1600, epsilon_steps=1, steps=10**9
     )
+    game = make_atari_env(f"ALE/{GAME}-v5", n_envs=1, seed=0, env_kwargs={"frameskip": 1})  # their wrapper skips frames
     theirs = DQN(
-        "CnnPolicy", VecFrameStack(make_atari_env(f"ALE/{GAME}-v5", n_envs=1, seed=0), 4), buffer_size=10_000,
+        "CnnPolicy", VecFrameStack(game, 4), buffer_size=10_000,
         learning_starts=100, batch_size=32, train_freq=4, gradient_steps=1, target_update_interval=recipe.target_update,
         exploration_fraction=1e-4, device=device,
     )  # fmt: skip

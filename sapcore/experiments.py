@@ -12,7 +12,7 @@ from sapcore.attacks.steps import check_eps
 from sapcore.errors import SapcoreError
 from sapcore.randomness import split_seed
 from sapcore.results import Attack, Cell, Defence
-from sapcore.rl.environments import GAMES, check_game
+from sapcore.rl.environments import GAMES, Rules, check_game
 from sapcore.training import DROPOUT_RATES
 
 EPS = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -447,8 +447,9 @@ def table1(s: Settings) -> list[Point]:
             if defence.kind == "random":
                 name = sha256 = ""
             return Cell(
-                game, name, sha256, defence, attack, s.episodes or EPISODES, passes, s.seed, precision="float32"
-            )
+                game, name, sha256, defence, attack, s.episodes or EPISODES, passes, s.seed, precision="float32",
+                rules=Rules(),
+            )  # fmt: skip
 
         points.append(Point(cell(Defence("random"), 0), "random", game))
         points += [Point(cell(d, e), d.label, game) for d in (DENSE, SAP_100) for e in s.eps or EPS_GAMES]

@@ -9,7 +9,7 @@ from typing import Any
 
 from sapcore.errors import SapcoreError
 from sapcore.paths import ROOT, results_root, write_atomically
-from sapcore.rl.environments import GAMES
+from sapcore.rl.environments import GAMES, Rules
 
 VERSION = 1
 """Counted up when a change of the code changes what a spec means; cells of another version are stale."""
@@ -115,6 +115,8 @@ class Cell:
     """Passes per output; 1 on the dense network."""
     seed: int
     precision: str
+    rules: Rules | None = None
+    """By which a game is played."""
     version: int = VERSION
 
     @property
@@ -173,6 +175,7 @@ LATER = {
     "random_start": False,
     "restarts": 1,
     "batch_statistics": 0,
+    "rules": None,
 }
 
 

@@ -261,7 +261,7 @@ def _played(cell: Cell, device: torch.device) -> dict[str, Any]:
     attack = cell.attack
     found = playing.play(
         with_defence(cell.defence), cell.dataset, cell.examples, attack.eps, cell.passes,
-        with_defence(attack.source), max(1, attack.passes), cell.seed,
+        with_defence(attack.source), max(1, attack.passes), cell.seed, cell.rules,
         estimator=attack.estimator or "mean_of_gradients", precision=cell.precision,
     )  # fmt: skip
     low, high = playing.interval_of_mean(found.returns)

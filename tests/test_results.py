@@ -46,7 +46,7 @@ VARIANTS = variants(CELL)
 
 
 def test_the_list_of_variants_is_complete() -> None:
-    assert len(VARIANTS) == 8 + 3 + 10 + 3
+    assert len(VARIANTS) == 9 + 3 + 10 + 3
     assert {"version", "attack.source.level", "attack.step", "defence.kind", "precision"} <= VARIANTS.keys()
 
 

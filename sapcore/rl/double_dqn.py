@@ -48,7 +48,8 @@ class Recipe:
     replay: int = 1_000_000
     learning_starts: int = 50_000
     """Steps played at random before."""
-    target_update: int = 10_000
+    target_update: int = 2_500
+    """The paper's 10,000, shortened like `epsilon_steps`: after so few steps the values would count the copies."""
     discount: float = 0.99
     epsilon: float = 0.1
     """The share of random actions at the end."""

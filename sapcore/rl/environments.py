@@ -25,12 +25,16 @@ class Rules:
     stack: int = 4
     """Observations that the agent sees at once; those before the start of an episode are 0."""
     noops: int = 30
-    """An episode begins with at most so many frames without an action, drawn from its seed."""
+    """An episode begins with up to so many frames without an action, drawn from its seed."""
     fire_at_start: bool = True
+    """Before these frames, in the games that have it."""
     frames_per_episode: int = 18_000
     """Five minutes (Mnih et al. 2015); then the episode is cut off."""
     all_actions: bool = False
     """False: the actions that the game distinguishes, 6 to 18."""
+    evaluation_epsilon: float = 0.05
+    """The share of random actions of every player in evaluation (Mnih et al. 2015), so that none is caught in a loop
+    that the noise of another would break."""
 
 
 def make(game: str, count: int, rules: Rules | None = None) -> Any:

@@ -47,9 +47,10 @@ def play(
     precision: str = "float32",
     watch: Watcher | None = None,
 ) -> Episodes:
-    """Play `episodes` episodes side by side, each to its own end, by the greedy action; `agent` None plays at random.
+    """Play `episodes` episodes side by side, each to its own end; `agent` None plays at random.
 
-    The action is that of the largest mean value over `passes` fresh passes. With eps > 0 the agent sees each
+    The action is that of the largest mean value over `passes` fresh passes, or now and then a random one
+    (`rules.evaluation_epsilon`), the same for every player. With eps > 0 the agent sees each
     observation after FGSM in 0-255 along the gradient of `source` (the agent itself, if none is given): the loss is
     the cross-entropy of the softmax over the values against the source's own greedy action (Huang et al. 2017), the
     gradient is over `gradient_passes` passes. Games, actions and noise depend on (seed, episode, step) alone, so that
@@ -59,6 +60,7 @@ def play(
     eps = attacks.steps.check_eps(eps)
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise SapcoreError(f"episodes is {episodes!r}, but must be a whole number of 1 or more")
+    rules = rules or Rules()
     env = make(game, episodes, rules)
     first_seed = stream(seed, f"games of {game}") % 2**30
     seen, _ = env.reset(seed=np.arange(first_seed, first_seed + episodes))
@@ -66,11 +68,9 @@ def play(
     step = steps = 0
     source = source or agent
     while len(playing):
-        if agent is None:
-            actions = _at_random(seed, step, episodes, int(env.single_action_space.n))
-        else:
+        actions, explored = _at_random(seed, step, episodes, int(env.single_action_space.n), rules.evaluation_epsilon)
+        if agent is not None:
             assert source is not None
-            actions = np.zeros(episodes, dtype=np.int64)
             x, ids, now = torch.from_numpy(seen[playing]), torch.from_numpy(playing), stream(seed, f"step {step}")
             shown, before = x.float(), None
             if eps or watch:
@@ -81,7 +81,7 @@ def play(
                     source, shown, before.argmax(1), eps, gradient_passes, now, ids, estimator, precision=precision
                 )
             after = values(agent, shown, passes, stream(now, "evaluation"), ids, precision)
-            actions[playing] = after.argmax(1).numpy()
+            actions[playing] = np.where(explored[playing], actions[playing], after.argmax(1).numpy())
             if watch:
                 assert before is not None
                 watch(step, x, shown, before, after)
@@ -118,8 +118,12 @@ def moments(agent: nn.Module, game: str, steps: int, **arguments: Any) -> list[M
     return found
 
 
-def _at_random(seed: int, step: int, episodes: int, actions: int) -> NDArray[np.int64]:
-    return np.random.default_rng([stream(seed, "random policy"), step]).integers(0, actions, episodes)
+def _at_random(
+    seed: int, step: int, episodes: int, actions: int, share: float
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """A random action for each episode, and whether it is to be taken."""
+    generator = np.random.default_rng([stream(seed, "random policy"), step])
+    return generator.integers(0, actions, episodes), generator.random(episodes) < share
 
 
 @torch.no_grad()

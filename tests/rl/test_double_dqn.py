@@ -46,7 +46,7 @@ def test_every_game_has_a_recipe_with_the_papers_constants() -> None:
     for recipe in RECIPES.values():
         constants = recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
         assert constants == (2.5e-4, 0.95, 0.95, 0.01)
-        assert (recipe.discount, recipe.target_update, recipe.learning_starts) == (0.99, 10_000, 50_000)
+        assert (recipe.discount, recipe.target_update, recipe.learning_starts) == (0.99, 2_500, 50_000)
         assert recipe.samples_per_step == 32 / 4
         assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
 

@@ -1,5 +1,6 @@
 """Episodes are a function of their seed; an attack moves what the agent sees, within eps, against its own choice."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,18 @@ def test_the_agent_does_what_it_values_most_where_it_thinks_it_is(
 
     monkeypatch.setattr("sapcore.rl.playing.make", watched)
     wanted: list[np.ndarray] = []
-    play(agent, "Bowling", 2, 8, rules=SHORT, watch=lambda *step: wanted.append(step[4].argmax(1).numpy()))
+    greedy = dataclasses.replace(SHORT, evaluation_epsilon=0)
+    play(agent, "Bowling", 2, 8, rules=greedy, watch=lambda *step: wanted.append(step[4].argmax(1).numpy()))
     short = min(len(w) for w in wanted)
     assert all(np.array_equal(a[:short], b[:short]) for a, b in zip(done, wanted, strict=True) if len(b) == 2)
+
+
+def test_now_and_then_every_player_does_the_same_at_random(agent: nn.Module) -> None:
+    short = Rules(frames_per_episode=1600)
+    chance = play(None, "Assault", 4, rules=short)
+    assert play(agent, "Assault", 4, rules=dataclasses.replace(short, evaluation_epsilon=1)) == chance
+    greedy = play(agent, "Assault", 4, rules=dataclasses.replace(short, evaluation_epsilon=0))
+    assert greedy not in (chance, play(agent, "Assault", 4, rules=short))
 
 
 def test_the_gradient_may_be_another_agents(agent: nn.Module) -> None:
