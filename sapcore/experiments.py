@@ -13,7 +13,7 @@ from sapcore.errors import SapcoreError
 from sapcore.randomness import split_seed
 from sapcore.results import Attack, Cell, Defence
 from sapcore.rl.environments import GAMES, Rules, check_game
-from sapcore.training import DROPOUT_RATES
+from sapcore.training import CONTROL, DROPOUT_RATES
 
 EPS = (0, 1, 2, 4, 8, 16, 32, 64)
 """The paper's perturbations, in pixel units."""
@@ -218,16 +218,21 @@ def fig2a(s: Settings) -> list[Point]:
     return _fgsm(s, DENSE) + [point for rate in TEST_RATES for point in _fgsm(s, Defence("dropout", rate))]
 
 
+def _without_dropout(s: Settings) -> list[Point]:
+    """Dense, and the network that was trained as those with dropout are, but without it."""
+    return _fgsm(s, DENSE) + _fgsm(s, DENSE, "dropout-0", "", CONTROL[s.dataset])
+
+
 def fig2b(s: Settings) -> list[Point]:
     """Networks trained with dropout, which stays on at test time."""
     curves = (_fgsm(s, Defence("dropout", p), f"dropout-{p:g}", "", f"dropout-{p:g}") for p in DROPOUT_RATES)
-    return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
+    return _without_dropout(s) + [point for curve in curves for point in curve]
 
 
 def fig2c(s: Settings) -> list[Point]:
     """Networks trained with dropout, which is off at test time."""
     curves = (_fgsm(s, DENSE, f"dropout-{p:g}", "", f"dropout-{p:g}") for p in DROPOUT_RATES)
-    return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
+    return _without_dropout(s) + [point for curve in curves for point in curve]
 
 
 def fig3(s: Settings) -> list[Point]:
@@ -303,6 +308,7 @@ READINGS = {
     "adversary on batch statistics": Reading(batch_statistics=True),
     "gradient through the scale": Reading(backward="scale"),
     "the paper's text, short training": Reading("reading-paper"),
+    "adversary on batch statistics, short training": Reading("reading-paper", batch_statistics=True),
     "28 × 28 crops": Reading("reading-crop"),
     "wrapped pixels": Reading("reading-wrap"),
     "colour jitter": Reading("reading-jitter"),
@@ -392,6 +398,7 @@ RUNGS_OF_DENSE = (
 LADDERS = (
     ("dense", DENSE, ""),
     ("SAP-100", SAP_100, ""),
+    ("ADV", DENSE, "adv"),
     ("ADV+SAP-100", SAP_100, "adv"),
     ("Bernoulli-SAP-200", BERNOULLI_SAP, ""),
 )
@@ -413,17 +420,19 @@ def ladder(s: Settings) -> list[Point]:
 
 
 def ladder_checks(s: Settings) -> list[Point]:
-    """The noisy ones of these defences against BPDA in ever more steps at one eps, and without a bound."""
+    """The noisy ones of these defences against BPDA in ever more steps, with more passes, and without a bound."""
     s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     points, most = [], EFFORT[s.dataset].steps
     for name, defence, trained in LADDERS:
         if not defence.noisy:
             continue
-        for e, steps in (
-            *((e, n) for e in s.eps or (EPS_STEPS[s.dataset],) for n in (1, 4, most, 4 * most) if e),
-            (EPS_UNBOUNDED, most),
+        for e, steps, times in (
+            *((e, n, 1) for e in s.eps or (EPS_STEPS[s.dataset],) for n in (1, 4, most, 4 * most) if e),
+            *((e, most, 4) for e in s.eps or (EPS_STEPS[s.dataset],) if e),
+            (EPS_UNBOUNDED, most, 1),
         ):
-            attack = dataclasses.replace(_rungs(s, defence, e)["BPDA, identity"], steps=steps, step=2.5 * e / steps)
+            rung = _rungs(s, defence, e)["BPDA, identity"]
+            attack = dataclasses.replace(rung, steps=steps, step=2.5 * e / steps, passes=times * rung.passes)
             if steps == 1:
                 attack = dataclasses.replace(attack, step=e, random_start=False)
             cell = _cell(s, defence, attack, trained, may_lack=True)

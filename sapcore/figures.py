@@ -212,6 +212,7 @@ def model_cards(cards: list[dict[str, Any]]) -> Markdown:
         if recipe.get("crop"):
             special.append(f"crops of {recipe['crop']} × {recipe['crop']}")
         special += [name for way, name in (("wrap", "wrapped pixels"), ("jitter", "colour jitter")) if recipe.get(way)]
+        special += [recipe["note"]] if recipe.get("note") else []
         rows.append({
             "checkpoint": card["name"],
             "trained with": ", ".join(special) or "–",
@@ -539,15 +540,16 @@ def readings(frame: pd.DataFrame) -> Figure:
 
 
 def readings_table(frame: pd.DataFrame) -> Markdown:
-    """Each reading's numbers beside the published ones and its mean distance from them; the closest in bold.
+    """Each reading's numbers beside the published ones and its mean distance from them.
 
-    An interval of a difference goes from end to end of the two intervals.
+    An interval of a difference goes from end to end of the two intervals, that of a distance from what is nearest to
+    what is farthest in the interval. Bold: the closest, and those whose interval overlaps its.
     """
     found = {(row["panel"], row["series"], row["eps"]): row for row in frame.to_dict(orient="records")}
     points = [p for p in PUBLISHED if p.figure == "fig1b"]
     heads = [f"SAP-100{' − dense' if p.minus else ''}, λ = {p.eps:g} (published {100 * p.value:.1f})" for p in points]
     rows: dict[str, list[str]] = {}
-    distance: dict[str, float] = {}
+    distance: dict[str, tuple[float, float, float]] = {}
     for name in frame["series"].unique():
         other = name if any(key[:2] == ("dense", name) for key in found) else "the paper's text"
         needed = {("SAP-100", name, p.eps) for p in points} | {("dense", other, p.eps) for p in points if p.minus}
@@ -561,15 +563,17 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
                 dense = found["dense", other, p.eps]
                 a, low, high = a - dense["accuracy"], low - dense["high"], high - dense["low"]
             texts.append(f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-            gaps.append(abs(100 * (a - p.value)))
-        distance[name] = sum(gaps) / len(gaps)
-        rows[name] = [*texts, f"{distance[name]:.1f}"]
+            ends = sorted(100 * abs(end - p.value) for end in (low, high))
+            gaps.append((abs(100 * (a - p.value)), 0 if low <= p.value <= high else ends[0], ends[1]))
+        mean, nearest, farthest = (sum(column) / len(gaps) for column in zip(*gaps, strict=True))
+        distance[name] = mean, nearest, farthest
+        rows[name] = [*texts, f"{mean:.1f} [{nearest:.1f}, {farthest:.1f}]"]
     if frame.attrs["settings"].dataset != "cifar10" or not rows:
         return Markdown(
             "*The published numbers are for CIFAR-10 at λ = 0, 1 and 4, and not all of these are shown here.*"
         )
-    closest = min(distance, key=distance.__getitem__)
-    rows = {f"**{name}**" if name == closest else name: row for name, row in rows.items()}
+    reach = min(distance.values())[2]
+    rows = {f"**{name}**" if distance[name][1] <= reach else name: row for name, row in rows.items()}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[*heads, "mean distance (points)"])
     return Markdown(table.rename_axis("accuracy (%) [95 % interval]").to_markdown(disable_numparse=True))
 

@@ -6,13 +6,13 @@ import pytest
 from sapcore import adaptive
 from sapcore.adaptive import FAIL, OPEN, PASS
 
-COLUMNS = ("panel", "series", "eps", "steps", "accuracy", "low", "high", "correct", "images")
+COLUMNS = ("panel", "series", "eps", "steps", "gradient_passes", "accuracy", "low", "high", "correct", "images")
 
 
 def rows(*given: tuple[str, float, float], panel: str = "SAP-100", steps: dict[str, int] | None = None) -> pd.DataFrame:
     """Attacks as (series, eps, accuracy) on 200 images, with intervals of five points to each side."""
     made = [
-        (panel, name, e, (steps or {}).get(name, 40), a, max(0, a - 0.05), min(1, a + 0.05), round(200 * a), 200)
+        (panel, name, e, (steps or {}).get(name, 40), 10, a, max(0, a - 0.05), min(1, a + 0.05), round(200 * a), 200)
         for name, e, a in given
     ]
     return pd.DataFrame(made, columns=COLUMNS)
@@ -50,6 +50,11 @@ LADDER: list[tuple[str, list[tuple[str, float, float]], str]] = [
     ("random noise", [("random noise", 4, 0.6), ("PGD", 4, 0.2), ("FGSM", 4, 0.8)], FAIL),
     ("random noise", [("PGD", 4, 0.2)], OPEN),
     ("black-box", [("Square (black box)", 4, 0.3), ("PGD", 4, 0.35), ("random noise", 4, 0.1)], PASS),
+    ("black-box", [("iterative on dense", 4, 0.3), ("PGD", 4, 0.35)], PASS),
+    ("black-box", [("iterative on dense", 4, 0.2), ("FGSM on dense", 4, 0.5), ("PGD", 4, 0.35)], FAIL),
+    ("paper's own", [("FGSM", 4, 0.5), ("iterative", 4, 0.45), ("PGD", 4, 0.1)], PASS),
+    ("paper's own", [("FGSM", 4, 0.2), ("iterative", 4, 0.45), ("PGD", 4, 0.1)], FAIL),
+    ("paper's own", [("FGSM", 4, 0.2), ("PGD", 4, 0.1)], OPEN),
     ("black-box", [("Square (black box)", 4, 0.3), ("PGD", 4, 0.5), ("random noise", 4, 0.1)], FAIL),
     ("black-box", [("random noise", 4, 0.1), ("PGD", 4, 0.5)], OPEN),
 ]
@@ -79,6 +84,14 @@ def test_steps_are_compared_at_one_eps_only() -> None:
     assert verdict("More steps", rows(("PGD", 8, 0.1)), pd.concat(parts)) == FAIL
 
 
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.5, PASS), (0.2, PASS), (0.8, FAIL)])
+def test_more_passes_may_not_help(accuracy: float, expected: str) -> None:
+    more = pd.concat([rows(("BPDA", 4, 0.5)), rows(("BPDA", 4, accuracy)).assign(gradient_passes=40)])
+    assert verdict("More passes", rows(("PGD", 4, 0.1)), more) == expected
+    assert verdict("More steps", rows(("PGD", 4, 0.1)), more) == OPEN
+    assert verdict("More passes", rows(("PGD", 4, 0.1)), more[:1]) == OPEN
+
+
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.0, PASS), (0.005, FAIL), (0.5, FAIL)])
 def test_without_a_bound_nothing_may_be_left(accuracy: float, expected: str) -> None:
     more = rows(("BPDA", 4, 0.5), ("BPDA", 255, accuracy))
@@ -89,7 +102,7 @@ def test_without_a_bound_nothing_may_be_left(accuracy: float, expected: str) -> 
 def test_every_defence_has_every_check_with_its_numbers() -> None:
     frame = pd.concat([rows(("FGSM", 4, 0.5), ("PGD", 4, 0.2), panel=n, steps={"FGSM": 0}) for n in ("a", "b")])
     found = adaptive.checks(frame, rows())
-    assert found.groupby("panel").size().to_dict() == {"a": 6, "b": 6}
+    assert found.groupby("panel").size().to_dict() == {"a": 8, "b": 8}
     assert found[found["check"].str.contains("than one")]["why"].unique().tolist() == [
         "λ = 4: 20.0 % (PGD) against 50.0 % (FGSM)"
     ]

@@ -283,7 +283,12 @@ def test_every_curve_is_of_one_network_and_one_adversary_and_has_each_place_once
 @pytest.mark.usefixtures("cifar10_checkpoint")
 def test_figures_2b_and_2c_are_the_same_networks_with_dropout_on_and_off() -> None:
     for figure, kind in (("fig2b", "dropout"), ("fig2c", "dense")):
-        trained = [point for point in points(figure) if point.series != "dense"]
+        trained = [point for point in points(figure) if point.series not in ("dense", "dropout-0")]
+        control = {p.cell.checkpoint for p in points(figure) if p.series == "dropout-0"}
+        assert control == {"resnet20-cifar10-dropout-0"}
+        assert {p.cell.checkpoint for p in points(figure, settings("digits")) if p.series == "dropout-0"} == {
+            "resnet20-digits"
+        }
         assert {p.cell.checkpoint for p in trained} == {f"resnet20-cifar10-dropout-{r}" for r in DROPOUT_RATES}
         assert {p.cell.defence.kind for p in trained} == {kind}
         for point in trained:
@@ -339,15 +344,17 @@ def test_figure_6_is_sap_against_dense_and_1_to_1000_passes() -> None:
 
 
 @pytest.mark.usefixtures("cifar10_checkpoint")
-def test_the_ladder_is_dense_and_three_defences_under_the_same_attacks_up_to_what_each_knows() -> None:
+def test_the_ladder_is_two_networks_and_three_defences_under_the_same_attacks_up_to_what_each_knows() -> None:
     found = points("ladder")
     panels = {panel: [p for p in found if p.panel == panel] for panel in dict.fromkeys(p.panel for p in found)}
-    assert list(panels) == ["dense", "SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"]
-    dense = panels.pop("dense")
-    assert [p.series for p in dense if p.cell.attack.eps == 4] == list(experiments.RUNGS_OF_DENSE)
-    assert {(p.cell.examples, p.cell.passes, p.cell.attack.passes) for p in dense if p.cell.attack.source} == {
-        (200, 1, 1)
-    }
+    assert list(panels) == ["dense", "SAP-100", "ADV", "ADV+SAP-100", "Bernoulli-SAP-200"]
+    for name in ("dense", "ADV"):
+        plain = panels.pop(name)
+        assert [p.series for p in plain if p.cell.attack.eps == 4] == list(experiments.RUNGS_OF_DENSE)
+        assert {(p.cell.examples, p.cell.passes, p.cell.attack.passes) for p in plain if p.cell.attack.source} == {
+            (200, 1, 1)
+        }
+        assert {p.cell.checkpoint.endswith("-adv") for p in plain} == {name == "ADV"}
     rungs = [[p.series for p in part] for part in panels.values()]
     assert rungs[0] == rungs[1] == rungs[2]
     assert len(set(rungs[0])) == 17
@@ -379,14 +386,15 @@ def test_a_network_that_is_not_trained_yet_leaves_its_rungs_without_a_checkpoint
         found = points(figure, settings("digits"))
         assert {(p.panel, p.cell.computable) for p in found} == {
             ("SAP-100", True), ("ADV+SAP-100", False), ("Bernoulli-SAP-200", True),
-        } | ({("dense", True)} if figure == "ladder" else set())  # fmt: skip
+        } | ({("dense", True), ("ADV", False)} if figure == "ladder" else set())  # fmt: skip
 
 
 @pytest.mark.usefixtures("cifar10_checkpoint")
-def test_the_checks_of_the_ladder_are_ever_more_steps_and_no_bound() -> None:
+def test_the_checks_of_the_ladder_are_ever_more_steps_more_passes_and_no_bound() -> None:
     for name in ("SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"):
         attacks = [p.cell.attack for p in points("ladder_checks") if p.panel == name]
-        assert [(a.eps, a.steps) for a in attacks] == [(4, 1), (4, 4), (4, 40), (4, 160), (255, 40)]
+        assert [(a.eps, a.steps) for a in attacks] == [(4, 1), (4, 4), (4, 40), (4, 160), (4, 40), (255, 40)]
+        assert [a.passes for a in attacks] == [10, 10, 10, 10, 40, 10]
         assert attacks[2] in [p.cell.attack for p in points("ladder") if p.panel == name]
     assert {p.cell.attack.eps for p in points("ladder_checks", settings(eps=[0, 2]))} == {2, 255}
 

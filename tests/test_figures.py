@@ -199,10 +199,10 @@ def test_readings_are_compared_with_the_published_numbers_and_the_closest_is_bol
     # by hand: 90, 50 and 80 - 80 = 0 against 83, 51 and 12.2: (7 + 1 + 12.2) / 3
     assert first.startswith("| **the paper's text** ")
     assert "| 90.0 [87.0, 92.0] " in first
-    assert first.rstrip(" |").endswith("6.7")
+    assert first.rstrip(" |").endswith("6.7 [3.7, 10.1]")
     # 82, 42 and 72 - 80 = -8: (1 + 9 + 20.2) / 3
-    assert "| through the scale" in second
-    assert second.rstrip(" |").endswith("10.1")
+    assert "| **through the scale**" in second, "its interval overlaps that of the closest"
+    assert second.rstrip(" |").endswith("10.1 [7.4, 13.7]")
     assert "for CIFAR-10" in figures.readings_table(readings("digits")).data
     assert [axes.get_title() for axes in figures.readings(frame).axes[:2]] == ["dense", "SAP-100"]
     published = [

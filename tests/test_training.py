@@ -202,10 +202,11 @@ def test_the_recipe_for_adversarial_training_is_the_papers() -> None:
 
 def test_the_recipe_for_dropout_has_the_papers_shape() -> None:
     """250 epochs, 0.5 and a tenth of it after 100, 150, 190 and 220, at a quarter of their length, rounded."""
-    for rate in (0.05, 0.1, 0.25):
+    for rate in (0, 0.05, 0.1, 0.25):
         recipe = RECIPES[f"resnet20-cifar10-dropout-{rate}"]
         assert recipe.dropout == rate
         assert recipe.epochs >= 60
+        assert recipe.note == "a quarter of the paper's 250 epochs"
         assert [r for _, r in recipe.schedule] == pytest.approx([0.5, 0.05, 0.005, 0.0005, 0.00005])
         ends = torch.tensor([epochs for epochs, _ in recipe.schedule]).cumsum(0)
         assert float((ends - torch.tensor([100, 150, 190, 220, 250]) / 4).abs().max()) <= 0.5
