@@ -42,7 +42,7 @@ class Recipe:
     steps: int = 1_000_000
     games: int = 16
     """Played at once."""
-    minibatch: int = 64
+    minibatch: int = 128
     samples_per_step: int = 8
     """Transitions learnt from per step played, as with minibatches of 32 after every fourth step."""
     replay: int = 1_000_000
@@ -118,7 +118,8 @@ class _Run:
         self.online = QNetwork(self.actions)
         initialize(self.online, torch.Generator().manual_seed(recipe.seed))
         self.online.to(device)
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.target = copy.deepcopy(self.online).requires_grad_(False).bfloat16()
+        self.target.head.float()
         self.optimizer = RMSProp(
             self.online.parameters(), recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
         )
@@ -186,17 +187,21 @@ class _Run:
         at_random = generator.random(games) < self.recipe.epsilon_at(self.step)
         actions: NDArray[Any] = generator.integers(0, self.actions, games)
         if not at_random.all():
-            with torch.no_grad():
+            with torch.no_grad(), self._half():
                 greedy = self._values(self.online, torch.from_numpy(self.seen)).argmax(1).cpu().numpy()
             actions = np.where(at_random, actions, greedy)
         return actions
 
+    def _half(self) -> torch.autocast:
+        """Convolutions in bfloat16. Within it the weights are cast once, by the first pass whose gradient is wanted."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
     def _values(self, network: QNetwork, states: Tensor) -> Tensor:
-        """In bfloat16 but for the last layer: values of actions differ by less than its digits."""
+        """The last layer is in float32: values of actions differ by less than the digits of bfloat16."""
         x = states.to(self.device, non_blocking=True).to(torch.bfloat16, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            features = network.features(x)
-        values: Tensor = network.head(features.float())
+        features = network.features(x)
+        with torch.autocast(self.device.type, enabled=False):
+            values: Tensor = network.head(features.float())
         return values
 
     def _learn(self, generator: np.random.Generator) -> None:
@@ -206,11 +211,12 @@ class _Run:
         actions, rewards, terminals = (
             t.to(self.device, non_blocking=True) for t in (batch.actions, batch.rewards, batch.terminals)
         )
-        with torch.no_grad():
-            best = self._values(self.online, batch.next_states).argmax(1, keepdim=True)
-            follows = self._values(self.target, batch.next_states).gather(1, best)[:, 0]
-            goal = rewards + recipe.discount * follows * ~terminals
-        values = self._values(self.online, batch.states).gather(1, actions[:, None])[:, 0]
+        with self._half():
+            values = self._values(self.online, batch.states).gather(1, actions[:, None])[:, 0]
+            with torch.no_grad():
+                best = self._values(self.online, batch.next_states).argmax(1, keepdim=True)
+                follows = self._values(self.target, batch.next_states).gather(1, best)[:, 0]
+                goal = rewards + recipe.discount * follows * ~terminals
         loss = F.huber_loss(values, goal, reduction="sum")
         for parameter in self.online.parameters():
             parameter.grad = None
