@@ -710,9 +710,11 @@ def _scratch(a):
     weights, missing draws, where the units of each word begin among what is packed, and scales.
     """
     packed = (a + LANES - 1) // LANES * LANES + 8 * LANES
+    quarter = (a + 3) // 4
+    whole = 4 * quarter + LANES  # a run's last LANES units may reach so far
     return (
-        np.empty(a + LANES, dtype=np.float32),
-        np.empty((4, ((a + 3) // 4 + LANES - 1) // LANES), dtype=np.uint16),
+        np.empty(whole, dtype=np.float32),
+        np.empty((4, (quarter + LANES - 1) // LANES), dtype=np.uint16),
         np.empty(packed, dtype=np.float32),
         np.empty(packed, dtype=np.bool_),
         np.empty((4, CHUNK), dtype=np.uint32),
@@ -721,7 +723,7 @@ def _scratch(a):
         np.empty(packed // LANES + LANES, dtype=np.int64),
         np.empty(2 * CHUNK, dtype=np.int64),
         np.empty(5, dtype=np.int64),
-        np.empty(a + LANES, dtype=np.float32),
+        np.empty(whole, dtype=np.float32),
     )
 
 

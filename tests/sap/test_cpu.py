@@ -148,6 +148,18 @@ def test_what_is_not_wanted_is_not_made_and_changes_nothing(dtype: torch.dtype) 
     assert torch.equal(full[1] != 0, full[2])
 
 
+@pytest.mark.parametrize("a", [*range(1, 140), 1021, 16383, 16384, 16385])
+def test_no_vector_reaches_beyond_a_workers_rows(a: int) -> None:
+    magnitude, filled, packed, *_, first, scales = cpu._scratch(a)
+    last = max(cpu._run(a, w)[0] for w in range(4)) + cpu.LANES * filled.shape[1]
+    assert last <= min(len(magnitude), len(scales))
+    ends = 0
+    for low, high in (cpu._run(a, w) for w in range(4)):
+        ends = (ends + high - low + 2 * cpu.LANES - 1) // cpu.LANES * cpu.LANES
+    assert ends <= len(packed)
+    assert len(first) == 5
+
+
 def test_bfloat16_conversions_are_torchs() -> None:
     x = torch.cat(
         [torch.randn(10_000, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, -0.0, 1.00390625])]
