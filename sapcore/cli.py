@@ -157,9 +157,11 @@ def _print_table(figure: str, parsed: argparse.Namespace) -> None:
         print(rounded.pivot(index=["panel", "series"], columns="eps", values="mean").to_string())
         return
     column = {"fig1c_steps": "steps", "fig6_budget": "gradients", "ladder_checks": "steps"}.get(figure, "eps")
-    rows = {"readings": ["panel", "series"], "ladder": ["panel", "series"], "ladder_checks": ["panel", "eps"]}.get(
-        figure, ["series"]
-    )
+    rows = {
+        "readings": ["panel", "series"],
+        "ladder": ["panel", "series"],
+        "ladder_checks": ["panel", "eps", "gradient_passes"],
+    }.get(figure, ["series"])
     percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1)).drop_duplicates([*rows, column])
     print(percent.pivot_table(index=rows, columns=column, values="accuracy", sort=False).to_string())
 

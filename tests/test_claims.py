@@ -186,6 +186,10 @@ def grid_of_percents(**values: float) -> Points:
         ("SAP-100 is best", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.4), HOLDS),
         ("SAP-100 is best", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.51), DIRECTION),
         ("SAP-100 is best", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.8), FAILS),
+        (
+            "SAP-100 is best",
+            grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.4) | {("SAP-200", 0): 0.9}, FAILS,
+        ),
         ("few samples cost accuracy", grid_of_percents(k5=0.1, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.8), HOLDS),
         ("few samples cost accuracy", grid_of_percents(k5=0.9, k10=0.1, k25=0.1, k50=0.3, k100=0.5, k200=0.8), FAILS),
         (

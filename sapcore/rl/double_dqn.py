@@ -49,7 +49,8 @@ class Recipe:
     learning_starts: int = 50_000
     """Steps played at random before."""
     target_update: int = 2_500
-    """The paper's 10,000, shortened like `epsilon_steps`: after so few steps the values would count the copies."""
+    """Steps between copies; the paper's 10,000, shortened like `epsilon_steps`: each copy lets rewards spread by about
+    one step further back, and a million steps would see a hundred copies."""
     discount: float = 0.99
     epsilon: float = 0.1
     """The share of random actions at the end."""

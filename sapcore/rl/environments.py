@@ -25,7 +25,7 @@ class Rules:
     stack: int = 4
     """Observations that the agent sees at once; those before the start of an episode are 0."""
     noops: int = 30
-    """An episode begins with up to so many frames without an action, drawn from its seed."""
+    """An episode begins with fewer than so many frames without an action, drawn from its seed."""
     fire_at_start: bool = True
     """Before these frames, in the games that have it."""
     frames_per_episode: int = 18_000
