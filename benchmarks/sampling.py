@@ -53,7 +53,7 @@ def error(kept: list[Tensor], p: list[Tensor]) -> float:
 
 
 def main() -> None:
-    options = arguments(__doc__, rounds=15, passes=64)
+    options = arguments(__doc__, rounds=15, passes=100)
     device, passes = options.device, options.passes
     image = test_images(options.dataset, 1)[0].to(device)
     maps = [h.repeat(passes, 1, 1, 1).contiguous(memory_format=torch.channels_last)
