@@ -86,17 +86,27 @@ def read_state(path: Path, recipe: Any, folder: Path | None = None) -> tuple[dic
         tensors = safetensors.torch.load(content)
         header_length = int.from_bytes(content[:8], "little")
         state = json.loads(json.loads(content[8 : 8 + header_length])["__metadata__"]["state"])
-        defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.default is not dataclasses.MISSING}
-        before = json.loads(json.dumps({**defaults, **state["recipe"]}, default=dataclasses.asdict))
+        unlike = _unlike(recipe, state["recipe"])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError):
         raise SapcoreError(f"{path} is damaged; remove {away} to train from the start") from None
-    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    unlike = [name for name in {**asked, **before} if asked.get(name) != before.get(name)]
     if unlike:
         raise SapcoreError(
             f"{path} is a training by another recipe ({', '.join(unlike)}); move {away} away or restore the recipe"
         )
     return tensors, state
+
+
+def is_by(name: str, recipe: Any) -> bool:
+    """Whether the checkpoint is at hand and was trained by this recipe."""
+    return name in names() and not _unlike(recipe, card(name).get("recipe", {}))
+
+
+def _unlike(recipe: Any, found: dict[str, Any]) -> list[str]:
+    """The fields, but for notes, in which a stored recipe differs; those younger than it stand at their default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.default is not dataclasses.MISSING}
+    before = json.loads(json.dumps({**defaults, **found}, default=dataclasses.asdict))
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return [name for name in {**asked, **before} if name != "note" and asked.get(name) != before.get(name)]
 
 
 def _way_back(name: str) -> str:

@@ -5,10 +5,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from sapcore import checkpoints, claims, data, experiments, results, runner, training
+from sapcore import checkpoints, claims, data, experiments, provenance, results, runner, training
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
-from sapcore.paths import ROOT, data_root
+from sapcore.paths import ROOT, STATE, data_root
 from sapcore.rl import double_dqn, environments, playing
 from sapcore.sap import with_sap
 
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("train", help="train a network, or go on with it", description=_train.__doc__)
     add.add_argument("name", help=f"one of {', '.join((*training.RECIPES, *double_dqn.RECIPES))}")
     add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
+    add.add_argument("--again", action="store_true", help="even if a network by this recipe is at hand")
     add.set_defaults(command=_train)
 
     add = commands.add_parser("film", help="film an attacked episode", description=_film.__doc__)
@@ -90,15 +91,21 @@ def _data(_: argparse.Namespace) -> int:
 
 def _train(parsed: argparse.Namespace) -> int:
     """Train a network or an agent by its recipe. Can be stopped at any moment and goes on from its last state."""
-    if parsed.name in double_dqn.RECIPES:
-        double_dqn.train(parsed.name, device=parsed.device)
-        print(f"{parsed.name}: mean return {checkpoints.card(parsed.name)['mean_return_at_the_end']:g} at the end")
+    name, recipes = parsed.name, {**training.RECIPES, **double_dqn.RECIPES}
+    if name not in recipes:
+        raise SapcoreError(f"no recipe is named {name!r}; there are {', '.join(recipes)}")
+    provenance.device(parsed.device)
+    begun = any(path.exists() for path in (STATE / f"{name}.safetensors", STATE / name))
+    if checkpoints.is_by(name, recipes[name]) and not begun and not parsed.again:
+        print(f"{name} is trained by this recipe already; --again trains it anew")
         return 0
-    if parsed.name not in training.RECIPES:
-        names = ", ".join((*training.RECIPES, *double_dqn.RECIPES))
-        raise SapcoreError(f"no recipe is named {parsed.name!r}; there are {names}")
-    training.train(parsed.name, device=parsed.device)
-    print(f"{parsed.name}: {checkpoints.card(parsed.name)['test_accuracy']:.2%} of the test images are right")
+    agent = name in double_dqn.RECIPES
+    (double_dqn if agent else training).train(name, device=parsed.device)
+    card = checkpoints.card(name)
+    if agent:
+        print(f"{name}: mean return {card['mean_return_at_the_end']:g} at the end")
+    else:
+        print(f"{name}: {card['test_accuracy']:.2%} of the test images are right")
     return 0
 
 

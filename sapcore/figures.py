@@ -524,7 +524,7 @@ def readings(frame: pd.DataFrame) -> Figure:
     colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))]
     styles = {
         name: {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
-        for name, colour, marker in zip(names, colours, "osv^DPhX", strict=False)
+        for name, colour, marker in zip(names, colours, "osv^DPhX<>"[: len(names)], strict=True)
     }
     for axes, (panel, part) in zip(panels, frame.groupby("panel", sort=False), strict=False):
         _draw_curves(axes, part, [grid.index(e) for e in part["eps"]], styles)

@@ -82,7 +82,7 @@ _ADV_SCHEDULE = tuple((10, 0.5 / 2**i) for i in range(10))
 _SHORTENED = dataclasses.replace(
     _CIFAR10,
     schedule=((25, 0.5), (13, 0.05), (10, 0.005), (7, 0.0005), (8, 0.00005)),
-    note="a quarter of the paper's 250 epochs",
+    note="a quarter of the 250 epochs that the paper is recalled to have (unverified)",
 )
 _BRIEF = dataclasses.replace(
     _CIFAR10, schedule=((20, 0.5), (6, 0.05), (4, 0.005)), note="a fifth of the paper's 150 epochs"
@@ -218,6 +218,8 @@ class _Run:
             loss.backward()
             self.optimizer.step()
             total_loss += loss.detach() * len(chosen)
+        if not total_loss.isfinite():
+            raise SapcoreError(f"{self.name}: the loss of epoch {self.epoch + 1} is not finite; nothing of it is kept")
         self.epoch += 1
         row = {"epoch": self.epoch, "lr": rate, "loss": round(total_loss.item() / len(self.labels), 5)}
         if self.epoch % max(1, recipe.epochs // 15) == 0 or self.epoch == recipe.epochs:

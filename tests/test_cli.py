@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sapcore import checkpoints, claims, experiments, results, runner, training
+from sapcore import checkpoints, claims, cli, experiments, results, runner, training
 from sapcore.cli import main
 from sapcore.experiments import cells, settings
 from sapcore.rl import double_dqn
@@ -239,10 +239,30 @@ def test_stopping_a_run_gives_exit_code_130_and_says_that_it_can_go_on(
 def test_train_trains_and_says_how_good(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[tuple[str, str | None]] = []
     monkeypatch.setattr(training, "train", lambda name, device: asked.append((name, device)))
-    assert call("train", "resnet20-digits", "--device", "cpu") == 0
+    assert call("train", "resnet20-digits", "--device", "cpu", "--again") == 0
     assert asked == [("resnet20-digits", "cpu")]
     accuracy = checkpoints.card("resnet20-digits")["test_accuracy"]
     assert capsys.readouterr().out == f"resnet20-digits: {accuracy:.2%} of the test images are right\n"
+
+
+def test_train_leaves_what_is_trained_unless_its_recipe_has_changed_or_a_training_has_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(training, "train", lambda name, device: asked.append(name))
+    monkeypatch.setattr(cli, "STATE", tmp_path)
+    assert call("train", "resnet20-digits") == 0
+    assert capsys.readouterr().out == "resnet20-digits is trained by this recipe already; --again trains it anew\n"
+    noted = dataclasses.replace(training.RECIPES["resnet20-digits"], note="another word about it")
+    monkeypatch.setitem(training.RECIPES, "resnet20-digits", noted)
+    assert call("train", "resnet20-digits") == 0
+    assert asked == []
+    (tmp_path / "resnet20-digits.safetensors").touch()
+    assert call("train", "resnet20-digits") == 0
+    (tmp_path / "resnet20-digits.safetensors").unlink()
+    monkeypatch.setitem(training.RECIPES, "resnet20-digits", dataclasses.replace(noted, momentum=0.8))
+    assert call("train", "resnet20-digits") == 0
+    assert asked == 2 * ["resnet20-digits"]
 
 
 def test_the_installed_command_ends_with_exit_code_2_and_no_traceback() -> None:

@@ -19,7 +19,7 @@ from matplotlib.patches import StepPatch
 from PIL import Image
 
 from sapcore import checkpoints, claims, figures
-from sapcore.experiments import settings
+from sapcore.experiments import READINGS, settings
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
 from sapcore.rl.playing import Moment
@@ -187,6 +187,16 @@ def readings(dataset: str = "cifar10") -> pd.DataFrame:
     whole = pd.concat(parts, ignore_index=True)
     whole.attrs = make(dataset=dataset).attrs | {"figure": "readings"}
     return whole
+
+
+def test_every_reading_has_its_curve() -> None:
+    rows = [make((name,), figure="readings").assign(panel="SAP-100") for name in READINGS]
+    frame = pd.concat(rows, ignore_index=True)
+    frame.attrs = make().attrs | {"figure": "readings"}
+    handles, names = figures.readings(frame).axes[0].get_legend_handles_labels()
+    lines = {n: h[0] for h, n in zip(handles, names, strict=True) if isinstance(h, ErrorbarContainer)}
+    assert set(lines) == set(READINGS)
+    assert len({line.get_marker() for line in lines.values()}) == len(READINGS)
 
 
 def test_readings_are_compared_with_the_published_numbers_and_the_closest_is_bold() -> None:

@@ -200,13 +200,21 @@ def test_the_recipe_for_adversarial_training_is_the_papers() -> None:
     ) == RECIPES["resnet20-cifar10"]  # fmt: skip
 
 
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(few: Path) -> None:
+    wild = dataclasses.replace(RECIPE, schedule=((1, 0.1), (2, 1e30)))
+    with pytest.raises(SapcoreError, match=r"small: the loss of epoch [23] is not finite; nothing of it is kept"):
+        train("small", wild, "cpu", few / "state", progress=False)
+    assert not (few / "checkpoints").exists()
+    assert (few / "state" / "small.safetensors").exists()
+
+
 def test_the_recipe_for_dropout_has_the_papers_shape() -> None:
     """250 epochs, 0.5 and a tenth of it after 100, 150, 190 and 220, at a quarter of their length, rounded."""
     for rate in (0, 0.05, 0.1, 0.25):
         recipe = RECIPES[f"resnet20-cifar10-dropout-{rate}"]
         assert recipe.dropout == rate
         assert recipe.epochs >= 60
-        assert recipe.note == "a quarter of the paper's 250 epochs"
+        assert recipe.note == "a quarter of the 250 epochs that the paper is recalled to have (unverified)"
         assert [r for _, r in recipe.schedule] == pytest.approx([0.5, 0.05, 0.005, 0.0005, 0.00005])
         ends = torch.tensor([epochs for epochs, _ in recipe.schedule]).cumsum(0)
         assert float((ends - torch.tensor([100, 150, 190, 220, 250]) / 4).abs().max()) <= 0.5
