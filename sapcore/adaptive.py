@@ -17,14 +17,19 @@ PASS, FAIL, OPEN = "pass", "fail", "not computed"
 
 
 def strongest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of `experiments.ladder`'s rows, for each defence and eps that with the lowest accuracy; of equals the first.
+    """Of `experiments.ladder`'s and its checks' rows, for each defence and eps that with the lowest accuracy.
 
-    Its accuracy is, as everywhere, that of the mean softmax over fresh passes. `gradients` says what it costs.
+    Accuracy is, as everywhere, that of the mean softmax over fresh passes, and `gradients` says what it costs. The
+    columns of the two other ways of counting hold what these would claim, each by the attack that is strongest by it.
     """
-    attacked = frame[frame["eps"] > 0]
+    attacked = frame[(frame["eps"] > 0) & (frame["eps"] < EPS_UNBOUNDED)].reset_index(drop=True)
     if attacked.empty:
         return attacked
-    return attacked.loc[attacked.groupby(["panel", "eps"], sort=False)["accuracy"].idxmin()]
+    groups = attacked.groupby(["panel", "eps"], sort=False)
+    found = attacked.loc[groups["accuracy"].idxmin()].copy()
+    for counted in ("single_pass", "every_pass"):
+        found[counted] = groups[counted].min().to_numpy()
+    return found
 
 
 def checks(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:

@@ -31,7 +31,7 @@ ALL_IMAGES = {"cifar10": 10_000, "digits": 500}
 EPS_ATHALYE = round(0.031 * 255, 3)
 """Where "Obfuscated Gradients" attacked SAP."""
 EPS_LADDER = {"cifar10": (1, 2, 4, EPS_ATHALYE, 8), "digits": (8, 32)}
-EPS_STEPS = {"cifar10": 4, "digits": 32}
+EPS_STEPS: dict[str, tuple[float, ...]] = {"cifar10": (1, 2, 4), "digits": (32,)}
 """Where the checks of the ladder take ever more steps."""
 EPS_UNBOUNDED = 255
 """An image within this reach of any other."""
@@ -427,16 +427,17 @@ def ladder_checks(s: Settings) -> list[Point]:
         if not defence.noisy:
             continue
         for e, steps, times in (
-            *((e, n, 1) for e in s.eps or (EPS_STEPS[s.dataset],) for n in (1, 4, most, 4 * most) if e),
-            *((e, most, 4) for e in s.eps or (EPS_STEPS[s.dataset],) if e),
+            *((e, n, 1) for e in s.eps or EPS_STEPS[s.dataset] for n in (1, 4, most, 4 * most) if e),
+            *((e, most, 4) for e in s.eps or EPS_STEPS[s.dataset] if e),
             (EPS_UNBOUNDED, most, 1),
         ):
             rung = _rungs(s, defence, e)["BPDA, identity"]
             attack = dataclasses.replace(rung, steps=steps, step=2.5 * e / steps, passes=times * rung.passes)
             if steps == 1:
                 attack = dataclasses.replace(attack, step=e, random_start=False)
-            cell = _cell(s, defence, attack, trained, may_lack=True)
-            points.append(Point(cell, "BPDA, identity", name))
+            series = "BPDA, identity" + (f", {steps} step{'s' * (steps > 1)}" if steps != most else "")
+            series += f", {attack.passes} passes" if times > 1 else ""
+            points.append(Point(_cell(s, defence, attack, trained, may_lack=True), series, name))
     return points
 
 

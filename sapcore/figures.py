@@ -662,8 +662,8 @@ def strongest_table(found: pd.DataFrame) -> Markdown:
             "strongest attack": row["series"],
             "accuracy of the mean output (%)": f"{100 * row['accuracy']:.1f} "
             f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
-            "of a single pass (%)": single,
-            f"right in each of {row['passes']} passes (%)": every,
+            "a single pass would claim (%)": single,
+            f"right in each of {row['passes']} passes would (%)": every,
         })  # fmt: skip
     return Markdown(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
 

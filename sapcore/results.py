@@ -79,7 +79,10 @@ class Attack:
 
     @property
     def gradients(self) -> int:
-        """Passes of one image whose gradient is taken, or whose output is asked for: at most so many."""
+        """Passes of one image whose gradient is taken or, of Square, whose output is asked for: at most so many.
+
+        Passes that only choose among the points of an attack are not counted.
+        """
         runs = 2 * (self.steps + 1) if self.kind == "autoattack" else max(1, self.steps)
         return self.passes * runs * self.restarts
 

@@ -6,13 +6,29 @@ import pytest
 from sapcore import adaptive
 from sapcore.adaptive import FAIL, OPEN, PASS
 
-COLUMNS = ("panel", "series", "eps", "steps", "gradient_passes", "accuracy", "low", "high", "correct", "images")
+COLUMNS = (
+    "panel", "series", "eps", "steps", "gradient_passes", "accuracy", "low", "high", "correct", "images", "single_pass",
+    "every_pass",
+)  # fmt: skip
 
 
 def rows(*given: tuple[str, float, float], panel: str = "SAP-100", steps: dict[str, int] | None = None) -> pd.DataFrame:
     """Attacks as (series, eps, accuracy) on 200 images, with intervals of five points to each side."""
     made = [
-        (panel, name, e, (steps or {}).get(name, 40), 10, a, max(0, a - 0.05), min(1, a + 0.05), round(200 * a), 200)
+        (
+            panel,
+            name,
+            e,
+            (steps or {}).get(name, 40),
+            10,
+            a,
+            max(0, a - 0.05),
+            min(1, a + 0.05),
+            round(200 * a),
+            200,
+            a - 0.01,
+            a / 2,
+        )
         for name, e, a in given
     ]
     return pd.DataFrame(made, columns=COLUMNS)
@@ -33,7 +49,10 @@ def test_the_strongest_attack_is_the_lowest_number_of_each_defence_and_eps() -> 
     assert set(zip(found["panel"], found["eps"], found["series"], strict=True)) == {
         ("ADV+SAP-100", 4, "FGSM"), ("SAP-100", 4, "PGD"), ("SAP-100", 8, "PGD"),
     }  # fmt: skip
-    assert adaptive.strongest(rows(("no attack", 0, 0.6))).empty
+    assert adaptive.strongest(rows(("no attack", 0, 0.6), ("BPDA", 255, 0.0))).empty
+    frame.loc[1, ["single_pass", "every_pass"]] = [0.02, 0.03]  # FGSM is strongest by these, not by the mean output
+    (row,) = adaptive.strongest(frame).query("panel == 'SAP-100' and eps == 4").to_dict(orient="records")
+    assert (row["series"], row["accuracy"], row["single_pass"], row["every_pass"]) == ("PGD", 0.2, 0.02, 0.03)
 
 
 LADDER: list[tuple[str, list[tuple[str, float, float]], str]] = [

@@ -1,6 +1,7 @@
 """Every claim of the paper has a rule, and its verdict follows from the numbers in the store and from nothing else."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -274,21 +275,41 @@ def test_claims_about_the_baselines(
     ],
 )
 def test_claims_about_games(name: str, sap: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = games(dict.fromkeys(GAMES, sap))
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    found = judged(BY_NAME[name], Numbers())
+    assert found.verdict == verdict
+    assert "random policy" not in found.why
+    frame.loc[(frame["series"] == "random") & (frame["panel"] == "Asterix"), ["low", "high"]] = [9.0, 9.9]
+    found = judged(BY_NAME[name], Numbers())
+    assert found.verdict == verdict
+    assert found.why.endswith("; not clearly above a random policy without an attack: Asterix")
+
+
+def test_an_interval_without_an_end_proves_no_published_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's returns are nearly all 0, so that the change could be anything."""
+    frame = games({game: [0.0, 1.0, 2.0] for game in GAMES}, dense=[0.0, 0.0, 0.1])
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert judged(BY_NAME["Bowling at 1"], Numbers()).verdict == FAILS
+
+
+def games(sap: dict[str, list[float]], dense: Sequence[float] = (10.0, 10.2, 9.8)) -> pd.DataFrame:
+    """Table 1 with these returns of SAP-100 and of the agent at every eps; a random policy's are worse."""
     rows = [
-        {"panel": game, "series": series, "eps": e, "returns": returns}
+        {"panel": game, "series": series, "eps": e, "returns": list(returns), "low": min(returns), "high": max(returns)}
         for game in GAMES
-        for series, returns in (("dense", [10.0, 10.2, 9.8]), ("SAP-100", sap))
+        for series, returns in (("dense", dense), ("SAP-100", sap[game]), ("random", [-2.0, -1.0]))
         for e in experiments.EPS_GAMES
     ]
     frame = pd.DataFrame(rows)
     frame.attrs = {"missing": [], "settings": Settings()}
-    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
-    assert judged(BY_NAME[name], Numbers()).verdict == verdict
+    return frame
 
 
 def ladder(given: dict[tuple[str, str], float], otherwise: float = 0.5) -> pd.DataFrame:
     """All attacks of the ladder at every eps."""
-    attacks = {(p.panel, p.series, p.cell.attack.eps) for p in experiments.points("ladder")}
+    points = [*experiments.points("ladder"), *experiments.points("ladder_checks")]
+    attacks = {(p.panel, p.series, p.cell.attack.eps) for p in points}
     rows = [
         {"panel": panel, "series": series, "eps": e, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
         for panel, series, e in sorted(attacks)
@@ -381,13 +402,7 @@ def test_some_games_that_lose_and_none_that_gains_hold_in_direction(monkeypatch:
     returns = {game: [5.0, 5.2, 5.1] if i < 3 else [9.9, 10.1, 10.0] for i, game in enumerate(GAMES)}
 
     def verdict() -> str:
-        rows = [
-            {"panel": game, "series": series, "eps": 0, "returns": found}
-            for game in GAMES
-            for series, found in (("dense", [10.0, 10.2, 9.8]), ("SAP-100", returns[game]))
-        ]
-        frame = pd.DataFrame(rows)
-        frame.attrs = {"missing": [], "settings": Settings()}
+        frame = games(returns)
         monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
         return judged(BY_NAME["games lose without an attack"], Numbers()).verdict
 

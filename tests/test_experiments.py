@@ -393,9 +393,16 @@ def test_a_network_that_is_not_trained_yet_leaves_its_rungs_without_a_checkpoint
 def test_the_checks_of_the_ladder_are_ever_more_steps_more_passes_and_no_bound() -> None:
     for name in ("SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"):
         attacks = [p.cell.attack for p in points("ladder_checks") if p.panel == name]
-        assert [(a.eps, a.steps) for a in attacks] == [(4, 1), (4, 4), (4, 40), (4, 160), (4, 40), (255, 40)]
-        assert [a.passes for a in attacks] == [10, 10, 10, 10, 40, 10]
-        assert attacks[2] in [p.cell.attack for p in points("ladder") if p.panel == name]
+        steps = [(e, n) for e in (1, 2, 4) for n in (1, 4, 40, 160)]
+        assert [(a.eps, a.steps) for a in attacks] == [*steps, (1, 40), (2, 40), (4, 40), (255, 40)]
+        assert [a.passes for a in attacks] == 12 * [10] + 3 * [40] + [10]
+        known = {(p.series, p.cell) for p in points("ladder") if p.panel == name}
+        named = {(p.series, p.cell) for p in points("ladder_checks") if p.panel == name}
+        assert {series for series, _ in known & named} == {"BPDA, identity"}
+        assert {series for series, cell in named - known} == {
+            "BPDA, identity, 1 step", "BPDA, identity, 4 steps", "BPDA, identity, 160 steps",
+            "BPDA, identity, 40 passes", "BPDA, identity",
+        }  # fmt: skip
     assert {p.cell.attack.eps for p in points("ladder_checks", settings(eps=[0, 2]))} == {2, 255}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import autocast, begin, count_passes, device_of, noisy_passes, require_eval_mode
+from sapcore.evaluation import autocast, begin, count_passes, device_of, noisy_passes, predict, require_eval_mode
 from sapcore.randomness import Begun
 
 
@@ -36,6 +36,18 @@ def margin(scores: Tensor, y: Tensor) -> Tensor:
     right = scores.gather(-1, y[..., None])[..., 0]
     wrong = scores.scatter(-1, y[..., None], -torch.inf).amax(-1)
     return wrong - right
+
+
+def furthest_wrong(
+    model: nn.Module, tries: list[Tensor], y: Tensor, ids: Tensor, passes: int, seed: int, batch_size: int,
+    precision: str,
+) -> Tensor:  # fmt: skip
+    """Of several tries at the same images, for each image that with the largest margin of its mean softmax."""
+    if len(tries) == 1:
+        return tries[0]
+    chosen = [predict(model, t, passes, seed, ids, batch_size, precision).clamp(min=1e-30).log() for t in tries]
+    best = torch.stack([margin(scores, y.cpu()) for scores in chosen]).argmax(0).to(y.device)
+    return torch.stack(tries)[best, torch.arange(len(y), device=y.device)]
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "margin": margin}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.attacks.gradient import estimator as estimator_named
-from sapcore.attacks.gradient import margin
+from sapcore.attacks.gradient import furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import BATCH_SIZE, as_pixels, count_passes, predict
@@ -56,14 +56,7 @@ def iterative(
 
     def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         tried = [once(x, y, ids, stream(seed, "attack" if i == 0 else f"attack {i}")) for i in range(restarts)]
-        if restarts == 1:
-            return tried[0]
-        chosen = [
-            predict(model, t, passes, stream(seed, "choice"), ids, batch_size, precision).clamp(min=1e-30).log()
-            for t in tried
-        ]
-        best = torch.stack([margin(scores, y.cpu()) for scores in chosen]).argmax(0).to(x.device)
-        return torch.stack(tried)[best, torch.arange(len(x), device=x.device)]
+        return furthest_wrong(model, tried, y, ids, passes, stream(seed, "choice"), batch_size, precision)
 
     def once(x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Tensor:
         x_adv = _anywhere(x, eps, seed, ids) if random_start else x.clone()

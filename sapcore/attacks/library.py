@@ -1,18 +1,20 @@
 """Attacks that others keep well: AutoAttack's version for randomized defences, and Square, which asks no gradient.
 
 Both are torchattacks' (`pip install 'sapcore[attacks]'`). They know nothing of seeds: here every call of the network
-is a pass of its own, numbered from 0, so that the same arguments give the same images.
+is a pass of its own, numbered from 0, so that the same arguments give the same images. And they give a clean image
+back where a single pass says that it is broken already, or that nothing broke it: here each image is attacked, and
+comes back as the best point of its attack.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sapcore.attacks.steps import check_eps, in_batches
+from sapcore.attacks.gradient import furthest_wrong
+from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import BATCH_SIZE, autocast, count_passes, predict
 from sapcore.randomness import NoisyModel, stream
@@ -24,18 +26,23 @@ def autoattack(
 ) -> Tensor:  # fmt: skip
     """AutoAttack's `rand` version (Croce and Hein 2020): APGD on two losses, `passes` passes to each gradient.
 
-    x: (N, ...) in 0-255; y: int64 (N,); eps: pixel units. Returns float32, shaped as x. An image counts as broken for
-    it as soon as a single pass errs. Put together from torchattacks' parts, because its `rand` version makes 10 steps
-    instead of the paper's 100. Raises `SapcoreError` without torchattacks.
+    x: (N, ...) in 0-255; y: int64 (N,); eps: pixel units. Returns float32, shaped as x: of each loss's point of the
+    largest loss and its last one on which a single pass erred, that whose mean softmax over `passes` more is furthest
+    wrong. Put together from torchattacks' parts, because its `rand` version makes 10 steps instead of the paper's 100.
+    Raises `SapcoreError` without torchattacks.
     """
     eps = check_eps(eps)
     count = count_passes(model, passes)
 
-    def make(torchattacks: Any, asked: nn.Module, seed: int) -> Any:
-        losses = ({"loss": loss, "eot_iter": count, "steps": steps, "seed": seed} for loss in ("ce", "dlr"))
-        return torchattacks.MultiAttack([torchattacks.APGD(asked, eps=eps / 255, **each) for each in losses])
+    def tries(torchattacks: Any, asked: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+        found = []
+        for loss in ("ce", "dlr"):
+            apgd = torchattacks.APGD(asked, eps=eps / 255, loss=loss, eot_iter=count, steps=steps)
+            most, _, _, wrong = apgd.attack_single_run(x, y)
+            found += [most, wrong]
+        return found
 
-    return _by_torchattacks("AutoAttack", make, model, x, y, eps, seed, 1, batch_size, precision)
+    return _by_torchattacks("AutoAttack", tries, model, x, y, eps, seed, count, 1, batch_size, precision)
 
 
 def square(
@@ -44,45 +51,51 @@ def square(
 ) -> Tensor:  # fmt: skip
     """The Square attack (Andriushchenko et al. 2020): random squares, kept if the margin of the output falls.
 
-    Each query is the logarithm of the mean softmax over `passes` fresh passes. An image that no query broke comes
-    back as it was. Otherwise as `autoattack`.
+    Each query is the logarithm of the mean softmax over `passes` fresh passes; an image is left alone as soon as one
+    query breaks it. Otherwise as `autoattack`.
     """
     eps = check_eps(eps)
+    count = count_passes(model, passes)
 
-    def make(torchattacks: Any, asked: nn.Module, seed: int) -> Any:
-        return torchattacks.Square(asked, eps=eps / 255, n_queries=queries, seed=seed)
+    def tries(torchattacks: Any, asked: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+        attack = torchattacks.Square(asked, eps=eps / 255, n_queries=queries)
+        attack.init_hyperparam(x)
+        return [attack.attack_single_run(x, y)[1]]
 
-    return _by_torchattacks("Square", make, model, x, y, eps, seed, passes, batch_size, precision)
+    return _by_torchattacks("Square", tries, model, x, y, eps, seed, count, count, batch_size, precision)
+
+
+Tries = Callable[[Any, nn.Module, Tensor, Tensor], list[Tensor]]
 
 
 def _by_torchattacks(
-    name: str, make: Callable[[Any, nn.Module, int], Any], model: nn.Module, x: Tensor, y: Tensor, eps: float,
-    seed: int, passes: int, batch_size: int, precision: str,
+    name: str, tries: Tries, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, passes: int, asked_for: int,
+    batch_size: int, precision: str,
 ) -> Tensor:  # fmt: skip
-    """The attack of `make(torchattacks, network, seed)`, on a network that answers with `passes` passes each time."""
+    """The best, by `passes` passes, of `tries(torchattacks, network, x, y)` with x in 0-1.
+
+    The network answers each call with the mean of `asked_for` passes, if these are several, and else with one.
+    """
     try:
         import torchattacks
     except ImportError:
         raise SapcoreError(f"{name} needs torchattacks: install it with `pip install 'sapcore[attacks]'`") from None
-    asked = _Asked(model, stream(seed, f"attack by {name}"), passes, batch_size, precision)
+    asked = _Asked(model, stream(seed, f"attack by {name}"), asked_for, batch_size, precision)
 
-    def attack(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
-        with _generators_put_back():
-            return 255 * make(torchattacks, asked, seed % 2**32)(x / 255, y)
+    def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+        with _generators_of_its_own(seed % 2**32):
+            found = [project(255 * found.detach(), x, eps) for found in tries(torchattacks, asked, x / 255, y)]
+        return furthest_wrong(model, found, y, ids, passes, stream(seed, "choice"), batch_size, precision)
 
-    found = in_batches(model, x, y, None, batch_size, attack)
-    return torch.clamp(torch.minimum(torch.maximum(found, x - eps), x + eps), 0, 255)
+    return in_batches(model, x, y, None, batch_size, attack)
 
 
 @contextlib.contextmanager
-def _generators_put_back() -> Iterator[None]:
-    """torchattacks seeds the global generators, and draws from them."""
-    states = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-    try:
+def _generators_of_its_own(seed: int) -> Iterator[None]:
+    """torchattacks draws from torch's global ones."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
 
 
 class _Asked(nn.Module):

@@ -1,15 +1,18 @@
 """torchattacks' attacks stay in the ball, are a function of their arguments, and break what can be broken."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sapcore.attacks import library
+from sapcore import checkpoints
+from sapcore.attacks import gradient, library
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import accuracy, predict
 from sapcore.randomness import NoisyModel
+from sapcore.sap import with_sap
 
 Images = tuple[Tensor, Tensor]
 
@@ -38,7 +41,39 @@ def test_autoattack_for_randomized_defences_breaks_sap(noisy: NoisyModel, digits
     x, y = digits[0][:4].float(), digits[1][:4]
     found = library.autoattack(noisy, x, y, 48)
     assert float((found - x).abs().max()) <= 48
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 255
     assert accuracy(predict(noisy, found, passes=20), y).value <= 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_image_that_a_single_pass_gets_wrong_is_attacked_all_the_same(digits: Images) -> None:
+    """torchattacks gives it back clean, and with fresh passes it may be right again."""
+    wild = with_sap(checkpoints.load("resnet20-digits"), 5)
+    x, y = digits[0][:12].float(), digits[1][:12]
+    for found in (library.autoattack(wild, x, y, 16, 2, 2), library.square(wild, x, y, 16, 5)):
+        assert float((found - x).abs().amax((1, 2, 3)).min()) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_autoattack_keeps_the_best_of_its_points(
+    dense: nn.Module, digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network without noise an image is lost as soon as one of them is wrong."""
+    x, y = digits[0][:30].float(), digits[1][:30]
+    tried: list[Tensor] = []
+    choose = gradient.furthest_wrong
+
+    def note(model: nn.Module, tries: list[Tensor], *more: Any) -> Tensor:
+        tried.extend(tries)
+        return choose(model, tries, *more)
+
+    monkeypatch.setattr(library, "furthest_wrong", note)
+    found = library.autoattack(dense, x, y, 12, 10)
+    right = torch.stack([predict(dense, t).argmax(1) == y for t in tried])
+    assert len(right) == 4
+    assert torch.equal(predict(dense, found).argmax(1) == y, right.all(0))
+    assert 0 < int(right.all(0).sum()) < len(x)
 
 
 def test_without_torchattacks_the_extra_is_named(
