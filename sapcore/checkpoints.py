@@ -1,12 +1,15 @@
 """Trained weights: safetensors (no code runs on loading), each with a JSON model card that holds its sha256."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
@@ -94,6 +97,17 @@ def read_state(path: Path, recipe: Any, folder: Path | None = None) -> tuple[dic
             f"{path} is a training by another recipe ({', '.join(unlike)}); move {away} away or restore the recipe"
         )
     return tensors, state
+
+
+@contextlib.contextmanager
+def alone(name: str, folder: Path) -> Iterator[None]:
+    """Hold what a training leaves in `folder`; raises `SapcoreError` while another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / f"{name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise SapcoreError(f"{name} is being trained by another process, with its state in {folder}") from None
 
 
 def is_by(name: str, recipe: Any) -> bool:

@@ -349,6 +349,16 @@ def returns_table(frame: pd.DataFrame) -> Markdown:
     return Markdown(wide.fillna("").rename_axis("mean return [95 % interval]").to_markdown())
 
 
+def better_than_chance(frame: pd.DataFrame) -> Markdown:
+    """In which games the agent, not attacked, is clearly above a random policy: their intervals do not overlap."""
+    clean = frame[frame["eps"] == 0].pivot(index="panel", columns="series", values=["low", "high"])
+    known = [g for g in frame["panel"].unique() if "dense" in clean["low"] and pd.notna(clean["low"]["dense"].get(g))]
+    above = [g for g in known if clean["low"]["dense"][g] > clean["high"]["random"][g]]
+    rest = [g for g in known if g not in above]
+    said = f"Clearly better than a random policy without an attack: {', '.join(above) or 'none'}."
+    return Markdown(said + (f" Not clearly: {', '.join(rest)}, as the learning curve shows." if rest else ""))
+
+
 def table1(frame: pd.DataFrame) -> Markdown:
     """The change of the mean return by SAP-100 relative to the agent without it, beside the published one (Table 1).
 

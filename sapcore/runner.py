@@ -182,10 +182,9 @@ def verify(
 ) -> Iterator[Check]:
     """Compute stored cells again, all or `sample` of them drawn by `seed`, and compare with the store.
 
-    On the device, number of threads and versions of the stored cell the result must be the same. Elsewhere the
-    accuracy must lie in the stored interval; games part ways with the first action that differs, so that their
-    interval must overlap the stored one. Raises `SapcoreError` for a sample that is no whole
-    number of 1 or more.
+    On the device of the stored cell, with its versions and as many threads, the result must be the same. Elsewhere
+    the accuracy must lie in the stored interval; games part ways with the first action that differs, so that their
+    interval must overlap the stored one. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
     """
     if sample is not None:
         if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
@@ -195,8 +194,9 @@ def verify(
     for cell in cells:
         stored = results.read(cell)
         assert stored is not None
-        found, before = compute(cell, on), stored["result"]
-        here, there = provenance.collect(on, _packages(cell)), stored["provenance"]
+        there, before = stored["provenance"], stored["result"]
+        with _threads(there.get("threads")):
+            found, here = compute(cell, on), provenance.collect(on, _packages(cell))
         exact = all(here[name] == there.get(name) for name in ("device", "threads", "versions"))
         if exact:
             same = all(found[name] == before[name] for name in cell.fields)
@@ -209,6 +209,21 @@ def verify(
         else:
             numbers = f"{found['correct']} of {found['images']} right, stored {before['correct']}"
         yield Check(cell, same, f"{numbers} ({how})")
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """So many threads, if there are cores for them, for torch and for our kernels."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    most = numba.config.NUMBA_NUM_THREADS
+    if count is not None and count <= most:
+        torch.set_num_threads(count)
+        numba.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
 
 
 def _agree(cell: Cell, found: dict[str, Any], before: dict[str, Any]) -> bool:

@@ -126,20 +126,22 @@ def train(
 ) -> nn.Module:
     """Train the network called `name`, or go on with it, and commit it to `data/checkpoints/`.
 
-    Raises `SapcoreError` for a name without a recipe, and for a state that another recipe left behind.
+    Raises `SapcoreError` for a name without a recipe, for a state that another recipe left behind, and while another
+    process trains it.
     """
     if recipe is None:
         if name not in RECIPES:
             raise SapcoreError(f"no recipe is named {name!r}; there are {', '.join(RECIPES)}")
         recipe = RECIPES[name]
-    run = _Run(name, recipe, provenance.device(device), state_folder)
-    bar = tqdm(total=recipe.epochs, initial=run.epoch, desc=name, unit="epoch", disable=not progress)
-    with bar:
-        while run.epoch < recipe.epochs:
-            row = run.train_one_epoch()
-            bar.set_postfix(loss=f"{row['loss']:.3f}", lr=row["lr"], test=f"{run.last_accuracy():.2%}")
-            bar.update()
-    return run.finish()
+    with checkpoints.alone(name, state_folder):
+        run = _Run(name, recipe, provenance.device(device), state_folder)
+        bar = tqdm(total=recipe.epochs, initial=run.epoch, desc=name, unit="epoch", disable=not progress)
+        with bar:
+            while run.epoch < recipe.epochs:
+                row = run.train_one_epoch()
+                bar.set_postfix(loss=f"{row['loss']:.3f}", lr=row["lr"], test=f"{run.last_accuracy():.2%}")
+                bar.update()
+        return run.finish()
 
 
 class _Run:

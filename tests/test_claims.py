@@ -79,10 +79,12 @@ def flat(series: str, value: float, grid: tuple[float, ...] = (0, 1, 2, 4, 8, 16
 
 
 OTHERS = {
+    **flat("dropout-0.01", 0.9),
     **flat("dropout-0.02", 0.88),
     **flat("dropout-0.05", 0.6),
     **flat("dropout-0.1", 0.4),
     **flat("dropout-0.25", 0.1),
+    **flat("dropout-0.4", 0.1),
 }
 
 
@@ -112,9 +114,9 @@ CASES: list[tuple[str, Points, str]] = [
     ("dense degrades", flat("dense", 0.9), FAILS),
     ("large noise", flat("dense", 0.1) | flat("SAP-100", 0.2), HOLDS),
     ("large noise", flat("dense", 0.1) | flat("SAP-100", 0.3), FAILS),
-    ("low dropout is like dense", flat("dropout-0.02", 0.89) | flat("dense", 0.9) | {("dropout-0.02", 8): 0.2}, HOLDS),
-    ("low dropout is like dense", flat("dropout-0.02", 0.89) | flat("dense", 0.9), DIRECTION),
-    ("low dropout is like dense", flat("dropout-0.02", 0.95) | flat("dense", 0.9), FAILS),
+    ("low dropout is like dense", flat("dropout-0.01", 0.89) | flat("dense", 0.9) | {("dropout-0.01", 8): 0.2}, HOLDS),
+    ("low dropout is like dense", flat("dropout-0.01", 0.89) | flat("dense", 0.9), DIRECTION),
+    ("low dropout is like dense", flat("dropout-0.01", 0.95) | flat("dense", 0.9), FAILS),
     ("SAP costs less than dropout", flat("SAP-100", 0.85) | OTHERS | flat("dense", 0.9), HOLDS),
     ("SAP costs less than dropout", flat("SAP-100", 0.7) | OTHERS | flat("dense", 0.9), DIRECTION),
     ("SAP costs less than dropout", flat("SAP-100", 0.6) | OTHERS | flat("dense", 0.9), FAILS),

@@ -189,6 +189,18 @@ def readings(dataset: str = "cifar10") -> pd.DataFrame:
     return whole
 
 
+def test_agents_that_are_clearly_better_than_chance_are_named() -> None:
+    rows = [
+        ("Assault", "random", 200, 240), ("Assault", "dense", 241, 300), ("Bowling", "random", 20, 25),
+        ("Bowling", "dense", 24, 30), ("BeamRider", "random", 300, 400),
+    ]  # fmt: skip
+    frame = pd.DataFrame([dict(zip(("panel", "series", "low", "high"), row, strict=True), eps=0) for row in rows])
+    found = figures.better_than_chance(frame).data
+    assert found.startswith("Clearly better than a random policy without an attack: Assault. Not clearly: Bowling,")
+    only = figures.better_than_chance(frame[frame["series"] == "random"]).data
+    assert only == "Clearly better than a random policy without an attack: none."
+
+
 def test_every_reading_has_its_curve() -> None:
     rows = [make((name,), figure="readings").assign(panel="SAP-100") for name in READINGS]
     frame = pd.concat(rows, ignore_index=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 import torch
 from torch import nn
@@ -394,6 +395,22 @@ def test_verify_compares_within_the_interval_elsewhere(store: Path, monkeypatch:
         (check,) = runner.verify(WANTED[:1], device="cpu")
         assert check.same is same
         assert "computed on a computer" in check.reason
+
+
+def test_verify_takes_as_many_threads_as_the_stored_cell_had(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def note(cell: Cell, device: torch.device) -> dict[str, Any]:
+        taken.append(torch.get_num_threads())
+        return RESULT
+
+    monkeypatch.setattr(runner, "compute", note)
+    before, most = torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS
+    for count, origin in ((1, {"threads": 1}), (before, {"threads": most + 1}), (before, {})):
+        results.write(WANTED[0], RESULT, {**ORIGIN, **origin})
+        list(runner.verify(WANTED[:1], device="cpu"))
+        assert taken.pop() == count
+        assert torch.get_num_threads() == before
 
 
 def test_verify_draws_its_sample_by_the_seed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

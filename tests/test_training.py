@@ -200,6 +200,14 @@ def test_the_recipe_for_adversarial_training_is_the_papers() -> None:
     ) == RECIPES["resnet20-cifar10"]  # fmt: skip
 
 
+def test_two_trainings_of_one_network_do_not_run_at_once(few: Path) -> None:
+    with (
+        checkpoints.alone("small", few / "state"),
+        pytest.raises(SapcoreError, match=r"^small is being trained by another process, with its state in "),
+    ):
+        train("small", RECIPE, "cpu", few / "state", progress=False)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_epoch(few: Path) -> None:
     wild = dataclasses.replace(RECIPE, schedule=((1, 0.1), (2, 1e30)))
     with pytest.raises(SapcoreError, match=r"small: the loss of epoch [23] is not finite; nothing of it is kept"):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sapcore import checkpoints, provenance
 from sapcore.errors import SapcoreError
-from sapcore.models import QNetwork, initialize
+from sapcore.models import QNetwork
 from sapcore.paths import STATE
 from sapcore.rl.environments import GAMES, Rules, make
 from sapcore.rl.replay import Replay
@@ -42,7 +42,8 @@ class Recipe:
     steps: int = 1_000_000
     games: int = 16
     """Played at once."""
-    minibatch: int = 128
+    minibatch: int = 64
+    """Not larger: the gradient is a sum, and so a step along it."""
     samples_per_step: int = 8
     """Transitions learnt from per step played, as with minibatches of 32 after every fourth step."""
     replay: int = 1_000_000
@@ -85,23 +86,25 @@ def train(
 ) -> nn.Module:
     """Train the agent called `name`, or go on with it, and commit it in half precision to `data/checkpoints/`.
 
-    Raises `SapcoreError` for a name without a recipe, and for a state that another recipe left behind.
+    Raises `SapcoreError` for a name without a recipe, for a state that another recipe left behind, and while another
+    process trains it.
     """
     if recipe is None:
         if name not in RECIPES:
             raise SapcoreError(f"no recipe is named {name!r}; there are {', '.join(RECIPES)}")
         recipe = RECIPES[name]
-    run = _Run(name, recipe, provenance.device(device), state_folder)
-    bar = tqdm(total=recipe.steps, initial=run.step, desc=name, unit="step", disable=not progress)
-    with bar:
-        while run.step < recipe.steps:
-            before = run.step
-            run.advance()
-            bar.update(run.step - before)
-            if run.history and run.step % ROWS < recipe.games:
-                row = run.history[-1]
-                bar.set_postfix(epsilon=f"{row['epsilon']:.2f}", mean_return=row["mean_return"])
-    return run.finish()
+    with checkpoints.alone(name, state_folder):
+        run = _Run(name, recipe, provenance.device(device), state_folder)
+        bar = tqdm(total=recipe.steps, initial=run.step, desc=name, unit="step", disable=not progress)
+        with bar:
+            while run.step < recipe.steps:
+                before = run.step
+                run.advance()
+                bar.update(run.step - before)
+                if run.history and run.step % ROWS < recipe.games:
+                    row = run.history[-1]
+                    bar.set_postfix(epsilon=f"{row['epsilon']:.2f}", mean_return=row["mean_return"])
+        return run.finish()
 
 
 class _Run:
@@ -116,8 +119,9 @@ class _Run:
         self.origins: list[dict[str, object]] = []
         self.env = make(recipe.game, recipe.games, recipe.rules)
         self.actions = int(self.env.single_action_space.n)
-        self.online = QNetwork(self.actions)
-        initialize(self.online, torch.Generator().manual_seed(recipe.seed))
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            self.online = QNetwork(self.actions)  # uniform up to 1 / sqrt(fan-in), as in the code of Mnih et al.
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False).bfloat16()
         self.target.head.float()

@@ -53,8 +53,8 @@ def play(
     (`rules.evaluation_epsilon`), the same for every player. With eps > 0 the agent sees each
     observation after FGSM in 0-255 along the gradient of `source` (the agent itself, if none is given): the loss is
     the cross-entropy of the softmax over the values against the source's own greedy action (Huang et al. 2017), the
-    gradient is over `gradient_passes` passes. Games, actions and noise depend on (seed, episode, step) alone, so that
-    on a CPU the same call gives the same returns.
+    gradient is over `gradient_passes` passes. Games, actions and noise follow from the seed, so that on a CPU the
+    same call gives the same returns.
     Raises `SapcoreError` for senseless arguments.
     """
     eps = attacks.steps.check_eps(eps)

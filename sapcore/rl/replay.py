@@ -1,6 +1,7 @@
 """The replay memory: the newest transitions of games played side by side, each frame kept once, in files if wanted."""
 
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,13 +118,22 @@ def _made(folder: Path | None, kinds: Kinds) -> dict[str, NDArray[Any]]:
         return {name: np.zeros(shape, dtype) for name, (shape, dtype) in kinds.items()}
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(math.prod(shape) for shape, _ in kinds.values())
-    old = sum(path.stat().st_size for path in folder.glob("*.npy"))
-    if shutil.disk_usage(folder).free + old < needed:
-        raise SapcoreError(f"the replay needs {needed / 1e9:.1f} GB under {folder}, which has less")
-    return {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-        for name, (shape, dtype) in kinds.items()
-    }
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    too_little = SapcoreError(f"the replay needs {needed / 1e9:.1f} GB under {folder}, which has less")
+    if shutil.disk_usage(folder).free < needed:
+        raise too_little
+    found: dict[str, NDArray[Any]] = {}
+    for name, (shape, dtype) in kinds.items():
+        path = folder / f"{name}.npy"
+        found[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # so that a disk that others fill later kills no training
+            with path.open("r+b") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+                except OSError as error:
+                    raise too_little from error
+    return found
 
 
 def _opened(folder: Path, kinds: Kinds) -> dict[str, NDArray[Any]]:

@@ -48,6 +48,7 @@ def test_every_game_has_a_recipe_with_the_papers_constants() -> None:
         assert constants == (2.5e-4, 0.95, 0.95, 0.01)
         assert (recipe.discount, recipe.target_update, recipe.learning_starts) == (0.99, 2_500, 50_000)
         assert recipe.samples_per_step == 32 / 4
+        assert recipe.minibatch == 64
         assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
 
 
@@ -199,6 +200,30 @@ def test_a_save_that_fails_stops_the_training_with_one_sentence(folder: Path, mo
 
     monkeypatch.setattr(checkpoints, "write_atomically", full)
     with pytest.raises(SapcoreError, match=r"cannot be written \(No space left on device\); make room"):
+        train("tiny", TINY, "cpu", folder, progress=False)
+
+
+def test_weights_begin_uniform_by_the_seed(folder: Path) -> None:
+    before = torch.get_rng_state()
+    networks = [_Run("tiny", dataclasses.replace(TINY, seed=seed), CPU, folder / "x").online for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), before)
+    first, again, other = (network.hidden.weight for network in networks)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    for module in networks[0].modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert module.bias is not None
+            most = module.weight[0].numel() ** -0.5
+            for drawn in (module.weight, module.bias):
+                assert float(drawn.detach().abs().max()) <= most
+            assert float(module.weight.detach().std()) == pytest.approx(most / 3**0.5, rel=0.1)
+
+
+def test_two_trainings_of_one_agent_do_not_run_at_once(folder: Path) -> None:
+    with (
+        checkpoints.alone("tiny", folder),
+        pytest.raises(SapcoreError, match=r"^tiny is being trained by another process, with its state in "),
+    ):
         train("tiny", TINY, "cpu", folder, progress=False)
 
 

@@ -1,5 +1,7 @@
 """The replay gives back what was seen, transition by transition, and nothing that never happened."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -120,6 +122,19 @@ def test_too_small_a_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(SapcoreError, match=r"^the replay needs 7.1 GB under .*, which has less$"):
         Replay(1_000_000, 16, folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_files_have_their_room_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Replay(600, 2, SIDE, 4, tmp_path)
+    for path in tmp_path.glob("*.npy"):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SapcoreError, match=r"^the replay needs .* GB under .*, which has less$"):
+        Replay(600, 2, SIDE, 4, tmp_path)
 
 
 def test_an_empty_ring_or_one_of_useless_transitions_is_not_waited_for() -> None:
