@@ -299,13 +299,14 @@ def _low_dropout(n: Numbers) -> Verdict:
 
 
 def _sap_costs_less_than_dropout(n: Numbers) -> Verdict:
-    """SAP-100 is clearly above every rate but the lowest, and within ten points of dense; in direction: the former."""
+    """SAP-100 is clearly above every rate of 0.05 or more, and within ten points of dense; in direction: the former."""
     sap, dense = n.at("fig1b", "SAP-100", 0), n.at("fig1b", "dense", 0)
     rows = [n.at("fig2a", f"dropout-{rate:g}", 0) for rate in experiments.TEST_RATES]
     why = f"SAP-100 {_shown(sap)}, dense {_shown(dense)}; dropout " + ", ".join(
         f"{rate:g}: {_shown(row)}" for rate, row in zip(experiments.TEST_RATES, rows, strict=True)
     )
-    if not all(sap["low"] > row["high"] for row in rows[1:]):
+    high = [row for rate, row in zip(experiments.TEST_RATES, rows, strict=True) if rate >= 0.05]
+    if not all(sap["low"] > row["high"] for row in high):
         return Verdict(FAILS, why)
     return Verdict(HOLDS if dense["accuracy"] - sap["accuracy"] <= 0.1 else DIRECTION, why)
 
@@ -708,7 +709,7 @@ CLAIMS = (
         "SAP costs less than dropout",
         "Sec. 3.1",
         "SAP, unlike dropout, costs a pretrained network little accuracy.",
-        "At λ = 0 SAP-100 is clearly above dropout at every rate but the lowest, and loses ten points at most; "
+        "At λ = 0 SAP-100 is clearly above dropout at every rate of 0.05 or more, and loses ten points at most; "
         "in direction: clearly above.",
         "fig2a",
         _sap_costs_less_than_dropout,
