@@ -355,6 +355,8 @@ def better_than_chance(frame: pd.DataFrame) -> Markdown:
     known = [g for g in frame["panel"].unique() if "dense" in clean["low"] and pd.notna(clean["low"]["dense"].get(g))]
     above = [g for g in known if clean["low"]["dense"][g] > clean["high"]["random"][g]]
     rest = [g for g in known if g not in above]
+    if not known:
+        return Markdown("No agent's return without an attack is computed yet.")
     said = f"Clearly better than a random policy without an attack: {', '.join(above) or 'none'}."
     return Markdown(said + (f" Not clearly: {', '.join(rest)}, as the learning curve shows." if rest else ""))
 
