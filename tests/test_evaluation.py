@@ -208,12 +208,14 @@ def test_predict_makes_no_gradient_graph(noisy: NoisyModel, digits: Images) -> N
     [("digits", 8), ("digits", 32), pytest.param("cifar10", 0, marks=needs_cifar10),
      pytest.param("cifar10", 2, marks=needs_cifar10)],
 )  # fmt: skip
-def test_bfloat16_changes_no_accuracy_by_more_than_its_interval(dataset: str, eps: float) -> None:
+@pytest.mark.parametrize("source", ["SAP-100", "dense"])
+def test_bfloat16_changes_no_accuracy_by_more_than_its_interval(dataset: str, eps: float, source: str) -> None:
     """Attack and evaluation both, in either precision, on SAP-100."""
     (x, y), model = (t[:200] for t in data.load(dataset, "test")), checkpoints.load(f"resnet20-{dataset}")
     noisy = with_sap(model, 100)
+    adversary = noisy if source == "SAP-100" else model
     exact, fast = (
-        accuracy(predict(noisy, attacks.fgsm(noisy, x, y, eps, passes=5, precision=p), passes=10, precision=p), y)
+        accuracy(predict(noisy, attacks.fgsm(adversary, x, y, eps, passes=5, precision=p), passes=10, precision=p), y)
         for p in ("float32", "bfloat16")
     )
     assert exact.low <= fast.value <= exact.high
