@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sapcore import checkpoints, provenance
 from sapcore.errors import SapcoreError
-from sapcore.models import QNetwork
+from sapcore.models import QNetwork, initialize
 from sapcore.paths import STATE
 from sapcore.rl.environments import GAMES, Rules, make
 from sapcore.rl.replay import Replay
@@ -119,9 +119,9 @@ class _Run:
         self.origins: list[dict[str, object]] = []
         self.env = make(recipe.game, recipe.games, recipe.rules)
         self.actions = int(self.env.single_action_space.n)
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
-            self.online = QNetwork(self.actions)  # uniform up to 1 / sqrt(fan-in), as in the code of Mnih et al.
+        self.online = QNetwork(self.actions)
+        # With weights up to 1 / sqrt(fan-in), as Mnih et al. have them, gradients are small against rmsprop_epsilon.
+        initialize(self.online, torch.Generator().manual_seed(recipe.seed))
         self.online.to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False).bfloat16()
         self.target.head.float()
