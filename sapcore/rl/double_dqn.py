@@ -119,7 +119,8 @@ class _Run:
         self.origins: list[dict[str, object]] = []
         self.env = make(recipe.game, recipe.games, recipe.rules)
         self.actions = int(self.env.single_action_space.n)
-        self.online = QNetwork(self.actions)
+        with torch.random.fork_rng():
+            self.online = QNetwork(self.actions)
         # With weights up to 1 / sqrt(fan-in), as Mnih et al. have them, gradients are small against rmsprop_epsilon.
         initialize(self.online, torch.Generator().manual_seed(recipe.seed))
         self.online.to(device)
