@@ -215,7 +215,9 @@ def test_weights_begin_as_the_residual_networks_do_by_the_seed(folder: Path) -> 
         if isinstance(module, nn.Conv2d | nn.Linear) and module is not networks[0].head:
             assert module.bias is not None
             assert not module.bias.any()
-            assert math.isclose(float(module.weight.detach().std()), math.sqrt(2 / module.weight[0].numel()), rel_tol=0.05)
+            assert math.isclose(
+                float(module.weight.detach().std()), math.sqrt(2 / module.weight[0].numel()), rel_tol=0.05
+            )
 
 
 def test_two_trainings_of_one_agent_do_not_run_at_once(folder: Path) -> None:
