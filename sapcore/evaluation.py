@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 from scipy.stats import binomtest
@@ -99,14 +100,29 @@ def begin(model: nn.Module, x: Tensor, precision: str) -> Begun:
         return model.begin(x)
 
 
+_TOLD: ContextVar[Callable[[int], object] | None] = ContextVar("told", default=None)
+
+
+@contextlib.contextmanager
+def progress(told: Callable[[int], object]) -> Iterator[None]:
+    """Within it `told` hears of all passes as they are done: of how many images times passes."""
+    token = _TOLD.set(told)
+    try:
+        yield
+    finally:
+        _TOLD.reset(token)
+
+
 def noisy_passes(
     model: nn.Module, begun: Begun, ids: Tensor, seed: int, passes: range, batch_size: int, precision: str
 ) -> Iterator[tuple[int, Tensor]]:
     """Go on from `begun` (n rows) once per pass; yields (first pass, logits (g, n, classes)) for g passes at once."""
-    n, device = len(begun), begun.parts[0].device
+    n, device, told = len(begun), begun.parts[0].device, _TOLD.get()
     if not isinstance(model, NoisyModel):
         with autocast(precision, device):
             yield passes.start, begun.model(*begun.parts)[None].float()
+        if told:
+            told(n)
         return
     mixing = any(getattr(module, "one_pass_at_a_time", False) for module in model.modules())
     group = 1 if mixing else max(1, batch_size // n)
@@ -116,6 +132,8 @@ def noisy_passes(
         with autocast(precision, device):
             logits = model(rows, seed=seed, ids=ids.repeat(len(numbers)), passes=numbers.repeat_interleave(n))
         yield start, logits.float().reshape(len(numbers), n, -1)
+        if told:
+            told(len(rows))
 
 
 def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice, Tensor]]:

@@ -70,12 +70,21 @@ class ResNet20(nn.Module):
         return self.head(h.mean(dim=(2, 3)))
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that stays in float32 within autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class QNetwork(nn.Module):
     """The deep Q-network of Mnih et al. (2015), one for all games (App. A).
 
     Convolutions of 32 filters of 8x8 with stride 4, 64 of 4x4 with stride 2 and 64 of 3x3 with stride 1, a layer of
     512 units, a ReLU after each. Input: float (N, 4, 84, 84) in 0-255, the newest frame last; output: the value of
-    each action, (N, actions).
+    each action, (N, actions). The last layer is always in float32: values of actions differ by less than the digits
+    of bfloat16.
     """
 
     def __init__(self, actions: int) -> None:
@@ -84,7 +93,7 @@ class QNetwork(nn.Module):
         self.conv2, self.relu2 = nn.Conv2d(32, 64, 4, 2), nn.ReLU(inplace=True)
         self.conv3, self.relu3 = nn.Conv2d(64, 64, 3), nn.ReLU(inplace=True)
         self.hidden, self.relu4 = nn.Linear(64 * 7 * 7, 512), nn.ReLU(inplace=True)
-        self.head = nn.Linear(512, actions)
+        self.head = Float32Linear(512, actions)
         channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def run(
         if here is None:
             outcomes = _on_dask(todo, device, workers, scheduler, bar.set_description)
         else:
-            outcomes = _here(todo, here, bar.set_description, also)
+            outcomes = _here(todo, here, bar, also)
         with contextlib.closing(outcomes):
             for cell, outcome in outcomes:
                 if isinstance(outcome, Exception):
@@ -71,7 +71,8 @@ def run(
                     bar.write(f"{cell.label}: {type(outcome).__name__}: {outcome}")
                 elif outcome is not None:
                     results.write(cell, *outcome)
-                bar.update(_work(cell))
+                if here is None:
+                    bar.update(_work(cell))
     return failed
 
 
@@ -80,16 +81,22 @@ def _work(cell: Cell) -> int:
     return (1000 if cell.plays else 1) * cell.examples * (cell.passes + cell.attack.gradients)
 
 
-def _here(todo: list[Cell], device: torch.device, note: Callable[[str], None], also: tuple[str, ...]) -> Outcomes:
+def _here(todo: list[Cell], device: torch.device, bar: Any, also: tuple[str, ...]) -> Outcomes:
     for cell in todo:
-        note(cell.label)
-        if results.read(cell, also) is not None:
-            yield cell, None
-            continue
-        try:
-            outcome: Outcome = _timed(cell, device)
-        except Exception as error:
-            outcome = error
+        bar.set_description(cell.label)
+        end = bar.n + _work(cell)
+
+        def told(passes: int, end: int = end) -> None:
+            bar.update(min(passes, end - bar.n))
+
+        outcome: Outcome = None
+        if results.read(cell, also) is None:
+            try:
+                with evaluation.progress(told):
+                    outcome = _timed(cell, device)
+            except Exception as error:
+                outcome = error
+        bar.update(end - bar.n)
         yield cell, outcome
 
 

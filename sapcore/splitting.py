@@ -66,7 +66,7 @@ def _fused(module: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Takes torch's own modules and noisy layers as single steps, and remembers them."""
+    """Takes torch's own modules, linear layers of any make and noisy layers as single steps, and remembers them."""
 
     def __init__(self, is_noisy: Callable[[nn.Module], bool]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Tracer(fx.Tracer):
         self.leaves: set[nn.Module] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = self.is_noisy(m) or super().is_leaf_module(m, module_qualified_name)
+        leaf = self.is_noisy(m) or isinstance(m, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
         if leaf:
             self.leaves.add(m)
         return leaf

@@ -450,17 +450,21 @@ def test_table_1_is_each_game_at_random_plain_and_with_sap_under_its_own_gradien
     monkeypatch.setattr("sapcore.checkpoints.names", lambda: ["double-dqn-Bowling"])
     monkeypatch.setattr("sapcore.checkpoints.sha256", lambda name: "ab" * 32)
     found = points("table1")
-    assert len(found) == 6 * (1 + 2 * 5)
+    assert len(found) == 6 * (1 + 2 * 5 + 4)
     for cell, series, game in found:
-        assert (cell.plays, cell.dataset, cell.examples) == (True, game, 30)
+        noisy, attack = series in ("SAP-100", "SAP-100 vs dense"), cell.attack
+        assert (cell.plays, cell.dataset, cell.examples) == (True, game, 15 if noisy and attack.eps else 30)
         assert cell.computable == (game == "Bowling" or series == "random")
-        assert cell.attack.source == (cell.defence if cell.attack.eps else None)
-        assert cell.passes == (10 if series == "SAP-100" else 1)
-        assert cell.attack.passes == (cell.passes if cell.attack.eps else 0)
+        assert (cell.passes, cell.precision) == ((30, "bfloat16") if noisy else (1, "float32"))
+        if attack.eps:
+            assert attack.source == (experiments.DENSE if series == "SAP-100 vs dense" else cell.defence)
+            assert attack.passes == (100 if series == "SAP-100" else 1)
+        else:
+            assert (attack.source, attack.passes) == (None, 0)
     assert {cell.attack.eps for cell, _, _ in found} == {0, 1, 2, 4, 8}
     few = points("table1", settings(game="Bowling", eps=2, episodes=12))
     assert [(cell.defence.label, cell.attack.eps, cell.examples) for cell, _, _ in few] == [
-        ("random", 0, 12), ("dense", 2, 12), ("SAP-100", 2, 12),
+        ("random", 0, 12), ("dense", 2, 12), ("SAP-100", 2, 12), ("SAP-100", 2, 12),
     ]  # fmt: skip
     for senseless, sentence in (
         ({"game": "Pong"}, "game is 'Pong', but must be one of Assault, Asterix, BankHeist, BattleZone, "),

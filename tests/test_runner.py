@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from sapcore import attacks, checkpoints, data, evaluation, provenance, results, runner
 from sapcore.checkpoints import CheckpointError
@@ -81,6 +82,22 @@ def test_each_cell_is_stored_before_the_next_is_begun(
     monkeypatch.setattr(runner, "compute", count)
     run(WANTED)
     assert stored_before == list(range(len(WANTED)))
+
+
+def test_the_bar_moves_within_a_cell(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bar(tqdm):
+        moves: ClassVar[list[int]] = []
+
+        def update(self, n: float = 1) -> bool | None:
+            self.moves.append(int(n))
+            return super().update(n)
+
+    monkeypatch.setattr(runner, "tqdm", Bar)
+    noisy = [cell for cell in cells("fig1b", settings("digits", 8, 6, 300)) if cell.defence.label == "SAP-100"]
+    assert runner.run(noisy, device="cpu") == []
+    assert sum(Bar.moves) == sum(map(runner._work, noisy))
+    assert sum(move > 0 for move in Bar.moves) > 2 * len(noisy)
+    assert max(Bar.moves) <= evaluation.BATCH_SIZE
 
 
 def test_a_run_that_is_stopped_keeps_its_cells_and_goes_on(

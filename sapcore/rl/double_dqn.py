@@ -203,11 +203,8 @@ class _Run:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _values(self, network: QNetwork, states: Tensor) -> Tensor:
-        """The last layer is in float32: values of actions differ by less than the digits of bfloat16."""
         x = states.to(self.device, non_blocking=True).to(torch.bfloat16, memory_format=torch.channels_last)
-        features = network.features(x)
-        with torch.autocast(self.device.type, enabled=False):
-            values: Tensor = network.head(features.float())
+        values: Tensor = network(x)
         return values
 
     def _learn(self, generator: np.random.Generator) -> None:

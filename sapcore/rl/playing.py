@@ -38,9 +38,9 @@ def play(
     game: str,
     episodes: int = 30,
     eps: float = 0,
-    passes: int = 10,
+    passes: int = 30,
     source: nn.Module | None = None,
-    gradient_passes: int = 10,
+    gradient_passes: int = 100,
     seed: int = 0,
     rules: Rules | None = None,
     estimator: str = "mean_of_gradients",
@@ -128,7 +128,7 @@ def _at_random(
 
 @torch.no_grad()
 def values(
-    agent: nn.Module, x: Tensor, passes: int = 10, seed: int = 0, ids: Tensor | None = None, precision: str = "float32"
+    agent: nn.Module, x: Tensor, passes: int = 30, seed: int = 0, ids: Tensor | None = None, precision: str = "float32"
 ) -> Tensor:
     """The mean value of each action over `passes` fresh passes, float64 (N, actions); one pass of a plain network.
 

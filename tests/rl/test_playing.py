@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sapcore import with_sap
+from sapcore import evaluation, with_sap
 from sapcore.attacks import fgsm
 from sapcore.errors import SapcoreError
 from sapcore.models import QNetwork, initialize
@@ -34,6 +34,19 @@ def test_every_episode_is_played_to_its_own_end(agent: nn.Module) -> None:
     assert len(found.returns) == 3
     assert 3 * 30 <= found.steps <= 3 * 40
     assert found.mean == np.mean(found.returns)
+
+
+def test_in_bfloat16_the_values_keep_their_differences(agent: nn.Module) -> None:
+    x = torch.randint(0, 256, (20, 4, 84, 84), generator=torch.Generator().manual_seed(0))
+    exact, rounded = (values(agent, x, precision=precision) for precision in ("float32", "bfloat16"))
+    assert not torch.equal(rounded, rounded.bfloat16().double())
+    error, spread = ((t - t.mean(1, keepdim=True)).abs().mean() for t in (rounded - exact, exact))
+    assert error < spread / 100
+
+
+def test_an_agents_noisy_passes_share_the_first_layer(agent: nn.Module) -> None:
+    begun = evaluation.begin(with_sap(agent, 100), torch.zeros(2, 4, 84, 84), "bfloat16")
+    assert [tuple(part.shape) for part in begun.parts] == [(2, 32, 20, 20)]
 
 
 def test_the_same_seed_plays_the_same_game_and_another_another(agent: nn.Module) -> None:
