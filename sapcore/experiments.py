@@ -361,9 +361,13 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
         step = 2.5 * e / effort.steps
         return Attack("iterative", e, source, estimator, few, step, effort.steps, random_start=True, **more)
 
+    def single_passes(source: Defence) -> Attack:
+        count = effort.single_passes
+        return Attack("iterative", e, source, "mean_of_gradients", 1, 50 / count, count, loss="margin")
+
     identity = dataclasses.replace(defence, backward="identity")
     through = dataclasses.replace(defence, backward="scale")
-    return {
+    rungs = {
         "random noise": Attack("noise", e),
         "FGSM on dense": Attack("fgsm", e, DENSE, "mean_of_gradients", 1),
         "FGSM": Attack("fgsm", e, defence, "mean_of_gradients", 10 * few if defence.noisy else 1),
@@ -372,18 +376,11 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
         "PGD, mean of gradients": pgd(),
         "PGD, gradient of the mean": pgd(estimator="gradient_of_mean"),
         "PGD, through the scale": pgd(through),
-        "single passes, through the scale": Attack(
-            "iterative",
-            e,
-            through,
-            "mean_of_gradients",
-            1,
-            50 / effort.single_passes,
-            effort.single_passes,
-            loss="margin",
-        ),
+        "single passes, through the scale": single_passes(through),
+        "single passes, constant scale": single_passes(defence),
         "PGD, margin": pgd(loss="margin"),
         "BPDA, identity": pgd(identity),
+        "BPDA, identity, margin": pgd(identity, loss="margin"),
         "BPDA, dense's backward": pgd(estimator="dense_backward"),
         "BPDA, dense's backward, margin": pgd(estimator="dense_backward", loss="margin"),
         "BPDA, identity, 3 restarts": pgd(identity, restarts=3),
@@ -392,6 +389,9 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
         ),
         "Square (black box)": Attack("square", e, defence, "", few, steps=effort.queries),
     }
+    if e != EPS_ATHALYE:  # a control of one claim, which is about this eps
+        del rungs["single passes, constant scale"]
+    return rungs
 
 
 RUNGS_OF_DENSE = (
@@ -416,9 +416,11 @@ def ladder(s: Settings) -> list[Point]:
     for name, defence, trained in LADDERS:
         points.append(Point(_cell(s, defence, Attack(), trained, may_lack=True), "no attack", name))
         attacks = [_rungs(s, defence, e) for e in s.eps or EPS_LADDER[s.dataset] if e]
-        for rung in attacks[0] if attacks else ():
+        for rung in _rungs(s, defence, EPS_ATHALYE):
             if defence.noisy or rung in RUNGS_OF_DENSE:
-                cells = (_cell(s, defence, of_eps[rung], trained, may_lack=True) for of_eps in attacks)
+                cells = (
+                    _cell(s, defence, of_eps[rung], trained, may_lack=True) for of_eps in attacks if rung in of_eps
+                )
                 points += [Point(cell, rung, name) for cell in cells]
     return points
 

@@ -361,7 +361,7 @@ def test_the_ladder_is_two_networks_and_three_defences_under_the_same_attacks_up
         assert {p.cell.checkpoint.endswith("-adv") for p in plain} == {name == "ADV"}
     rungs = [[p.series for p in part] for part in panels.values()]
     assert rungs[0] == rungs[1] == rungs[2]
-    assert len(set(rungs[0])) == 17
+    assert len(set(rungs[0])) == 19
     for panel, part in panels.items():
         assert {p.cell.attack.eps for p in part} == {0, 1, 2, 4, 7.905, 8}
         assert {p.cell.defence.label for p in part} == {panel.removeprefix("ADV+")}
@@ -378,6 +378,8 @@ def test_the_ladder_is_two_networks_and_three_defences_under_the_same_attacks_up
     assert costs["AutoAttack (rand)"] == 2 * 101 * 20
     assert costs["Square (black box)"] == 5000
     assert costs["random noise"] == 0
+    controls = [p.cell.attack for p in found if p.series == "single passes, constant scale"]
+    assert [(a.eps, a.gradients, a.source and a.source.backward) for a in controls] == 3 * [(7.905, 500, "constant")]
     few = {p.cell.attack.passes for p in points("ladder", settings(passes=20)) if p.series == "PGD, margin"}
     assert few == {1, 2}, "1 on dense"
 
