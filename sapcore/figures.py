@@ -365,13 +365,12 @@ def better_than_chance(frame: pd.DataFrame) -> Markdown:
 def table1(frame: pd.DataFrame) -> Markdown:
     """The change of the mean return by SAP-100 relative to the agent without it, beside the published one (Table 1).
 
-    With the paper's own eps all of its rows are there, also where ours are not computed.
+    All rows are there, also where ours are not computed.
     """
     found = frame.set_index(["panel", "series", "eps"])["returns"]
     rows: dict[str, dict[str, str]] = {}
     loose = []
-    eps = set(frame.loc[frame["series"] == "SAP-100", "eps"])
-    for e in sorted(eps | set(TABLE_1) if frame.attrs["settings"].eps is None else eps):
+    for e in sorted(frame.attrs["settings"].eps or TABLE_1):
         ours = rows.setdefault(f"λ = {e:g}, ours", {})
         for game in frame["panel"].unique():
             if {(game, "dense", e), (game, "SAP-100", e)} <= set(found.index):

@@ -7,6 +7,7 @@ refused here, as is whatever would differ on another machine or embarrass on a p
 import ast
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -315,6 +316,23 @@ def test_papermill_stops_at_a_senseless_parameter_with_one_sentence(tmp_path: Pa
     assert sentence in done.stderr
     errors = [o for c in read(out)["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
     assert [error["traceback"] for error in errors] == [[sentence]]
+
+
+@pytest.mark.parametrize("more", [{"eps": "2"}, {"eps": "3", "episodes": "1", "passes": "1"}], ids=["stored", "played"])
+def test_papermill_shows_one_game(tmp_path: Path, more: dict[str, str]) -> None:
+    pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+    out = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(tmp_path)]
+    chosen = [word for pair in ({"game": "Assault"} | more).items() for word in ("-p", *pair)]
+    done = subprocess.run(
+        [*command, BOOK / "06_reinforcement_learning.ipynb", out, *chosen], capture_output=True, text=True, check=False,
+        env=os.environ | ({"SAPCORE_RESULTS": str(tmp_path)} if "episodes" in more else {}),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown = "".join(str(o.get("data", "")) for c in read(out)["cells"] for o in c.get("outputs", []))
+    assert f"| λ = {more['eps']}, ours " in shown
+    assert "Assault" in shown
+    assert "Bowling" not in shown
 
 
 # The guide

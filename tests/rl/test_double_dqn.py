@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from sapcore import checkpoints
 from sapcore.errors import SapcoreError
 from sapcore.rl import double_dqn
 from sapcore.rl.double_dqn import RECIPES, Recipe, _Run, train
-from sapcore.rl.environments import GAMES
+from sapcore.rl.environments import GAMES, Rules
 from sapcore.rl.replay import Minibatch
 
 pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
@@ -51,6 +52,37 @@ def test_every_game_has_the_same_recipe() -> None:
         assert recipe.samples_per_step == 32 / 4
         assert recipe.minibatch == 64
         assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
+
+
+def test_what_is_learnt_from_is_what_the_games_showed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On ALE itself: stacks after a reset, rewards, lives lost and episodes cut off, in a replay that went round."""
+    rules = Rules(frames_per_episode=600)
+    recipe = dataclasses.replace(TINY, game="Asterix", games=2, replay=600, learning_starts=10**6, rules=rules)
+    run = _Run("tiny", recipe, CPU, folder)
+    shown: set[tuple[bytes, int, bytes, float, bool]] = set()
+    counts = {"rewards": 0, "lives": 0, "ends": 0}
+    step = run.env.step
+
+    def watched(actions: Any) -> Any:
+        before, lives, ended = run.seen, run.lives, run.ended
+        after, rewards, terminated, truncated, info = step(actions)
+        for i in np.flatnonzero(~ended):
+            lost = bool(terminated[i] or info["lives"][i] < lives[i])
+            shown.add((before[i].tobytes(), int(actions[i]), after[i].tobytes(), float(np.sign(rewards[i])), lost))
+            counts["rewards"] += bool(rewards[i])
+            counts["lives"] += lost
+            counts["ends"] += bool(terminated[i] or truncated[i])
+        return after, rewards, terminated, truncated, info
+
+    monkeypatch.setattr(run.env, "step", watched)
+    for _ in range(700):
+        run.advance()
+    assert min(counts.values()) > 4
+    drawn = run.replay.sample(2000, np.random.default_rng(0))
+    for before, action, reward, after, terminal in zip(*drawn, strict=True):
+        found = before.numpy().tobytes(), int(action), after.numpy().tobytes(), float(reward), bool(terminal)
+        assert found in shown
+    assert drawn.terminals.any()
 
 
 def test_a_training_leaves_an_agent_with_a_card_and_no_state(folder: Path) -> None:
@@ -142,6 +174,7 @@ def test_rewards_are_clipped_and_the_loss_of_a_life_ends_what_is_to_be_expected(
 def test_a_killed_training_goes_on_with_replay_and_optimizer(folder: Path, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
+from typing import Any
 from sapcore import checkpoints
 from sapcore.rl import double_dqn
 from tests.rl.test_double_dqn import TINY
