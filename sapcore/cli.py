@@ -121,8 +121,8 @@ def _film(parsed: argparse.Namespace) -> int:
     plays = {
         name: playing.moments(network, parsed.game, parsed.steps, eps=eps, seed=parsed.seed)
         for name, network, eps in (
-            ("not attacked", agent, 0), (f"attacked, {parsed.eps:g}", agent, parsed.eps),
-            (f"SAP-100, attacked, {parsed.eps:g}", noisy, parsed.eps),
+            ("not attacked", agent, 0), (f"attacked, λ = {parsed.eps:g}", agent, parsed.eps),
+            (f"SAP-100, attacked, λ = {parsed.eps:g}", noisy, parsed.eps),
         )
     }  # fmt: skip
     path = ROOT / "book" / "_static" / f"{parsed.game}.gif"

@@ -13,7 +13,8 @@ import torch
 from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sapcore.claims import DIRECTION, FAILS, HOLDS, OPEN, PLACES, VERDICTS
@@ -427,13 +428,14 @@ def attacked_play(moments: list[Moment], actions: list[str]) -> Figure:
 def film(plays: dict[str, list[Moment]], path: Path, scale: int = 2, milliseconds: int = 66) -> None:
     """A GIF of what several players see, side by side, under their names; as long as the shortest."""
     side = plays[next(iter(plays))][0].shown.shape[-1] * scale
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 10)  # matplotlib's own; Pillow's has no λ
     pages = []
     for moments in zip(*plays.values(), strict=False):
         page = Image.new("L", (len(plays) * side + 4 * (len(plays) - 1), side + 14), 255)
         for i, (name, moment) in enumerate(zip(plays, moments, strict=True)):
             picture = Image.fromarray(moment.shown[-1].round().to(torch.uint8).numpy())
             page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (i * (side + 4), 14))
-            ImageDraw.Draw(page).text((i * (side + 4) + 2, 1), name, fill=0)
+            ImageDraw.Draw(page).text((i * (side + 4) + 2, 1), name, fill=0, font=font)
         pages.append(page)
     path.parent.mkdir(parents=True, exist_ok=True)
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, optimize=True)
