@@ -91,6 +91,7 @@ def fig4(frame: pd.DataFrame) -> Figure:
             diagram.set_ylabel("accuracy in the bin")
             counts.set_ylabel("images")
         counts.set_xlabel("confidence")
+        counts.tick_params(labelbottom=True)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(styles), frameon=False)
     return figure
 
