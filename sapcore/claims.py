@@ -13,7 +13,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from sapcore import experiments, results
-from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
@@ -83,12 +82,8 @@ class Numbers:
         self._frames: dict[str, pd.DataFrame] = {}
 
     def frame(self, figure: str) -> pd.DataFrame:
-        """A figure's numbers; raises `Missing` if its network is not trained."""
         if figure not in self._frames:
-            try:
-                self._frames[figure] = experiments.stored(figure, experiments.Settings())
-            except CheckpointError:
-                raise Missing(f"a network of {figure} is not trained") from None
+            self._frames[figure] = experiments.stored(figure, experiments.Settings())
         return self._frames[figure]
 
     def at(self, figure: str, series: str, eps: float, panel: str = "") -> pd.Series:

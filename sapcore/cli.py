@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from sapcore import checkpoints, claims, data, experiments, provenance, results, runner, training
-from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError
 from sapcore.paths import ROOT, STATE, data_root
 from sapcore.rl import double_dqn, environments, playing
@@ -135,7 +134,7 @@ def _run(parsed: argparse.Namespace) -> int:
     """Compute the missing cells of the figures. Can be stopped at any moment; finished cells are kept."""
     if parsed.workers < 0:
         raise SapcoreError(f"workers is {parsed.workers}, but must be a whole number of 1 or more")
-    listed, untrained = _listed(parsed)
+    listed = _listed(parsed)
     wanted: dict[tuple[str, ...], dict[results.Cell, None]] = {}
     for figure, cells in listed.items():
         computable = [cell for cell in cells if cell.computable]
@@ -145,8 +144,8 @@ def _run(parsed: argparse.Namespace) -> int:
         failed += runner.run(
             list(cells_of), parsed.device, workers=parsed.workers, scheduler=parsed.scheduler, also=also
         )
-    for name in dict.fromkeys(cell.checkpoint for cells in listed.values() for cell in cells if not cell.computable):
-        untrained = True
+    untrained = dict.fromkeys(cell.checkpoint for cells in listed.values() for cell in cells if not cell.computable)
+    for name in untrained:
         print(f"sapcore: {name} is left out: `sapcore train {name}` trains it", file=sys.stderr)
     for figure in listed:
         print(f"\n{figure}")
@@ -175,7 +174,7 @@ def _print_table(figure: str, parsed: argparse.Namespace) -> None:
 
 def _status(parsed: argparse.Namespace) -> int:
     """Count each figure's cells: wanted, present, stale, damaged, missing. The exit code is 1 if any is not present."""
-    listed, untrained = _listed(parsed)
+    listed = _listed(parsed)
     report = {
         figure: [
             {"cell": cell.label, "key": cell.key, "state": found, "why": why, "spec": cell.spec}
@@ -199,12 +198,12 @@ def _status(parsed: argparse.Namespace) -> int:
                 if row["why"]:
                     print(f"  {row['cell']}: {row['state']}, {row['why']}")
     present = all(row["state"] == "present" for rows in report.values() for row in rows)
-    return 0 if present and not untrained else 1
+    return 0 if present else 1
 
 
 def _verify(parsed: argparse.Namespace) -> int:
     """Compute cells of the store again: the same on the same device and versions, within their interval elsewhere."""
-    listed, _ = _listed(parsed)
+    listed = _listed(parsed)
     stored = [c for c in dict.fromkeys(c for cells in listed.values() for c in cells) if results.read(c) is not None]
     if not stored:
         raise SapcoreError("nothing of this is in the store yet; `sapcore run` computes it")
@@ -235,17 +234,9 @@ def _settings(parsed: argparse.Namespace) -> experiments.Settings:
     )  # fmt: skip
 
 
-def _listed(parsed: argparse.Namespace) -> tuple[dict[str, list[results.Cell]], bool]:
-    """The cells of each figure, and whether a figure is left out, with a word, because its network is not trained."""
-    listed: dict[str, list[results.Cell]] = {}
-    untrained = False
-    for figure in parsed.figures or experiments.FIGURES:
-        try:
-            listed[figure] = experiments.cells(figure, _settings(parsed))
-        except CheckpointError as error:
-            untrained = True
-            print(f"sapcore: {figure} is left out: {error}", file=sys.stderr)
-    return listed, untrained
+def _listed(parsed: argparse.Namespace) -> dict[str, list[results.Cell]]:
+    """The cells of each figure."""
+    return {figure: experiments.cells(figure, _settings(parsed)) for figure in parsed.figures or experiments.FIGURES}
 
 
 if __name__ == "__main__":

@@ -126,16 +126,14 @@ def settings(
     return Settings(dataset, values, examples, passes, seed, step, steps, game, episodes)
 
 
-def _cell(
-    s: Settings, defence: Defence, attack: Attack, trained: str = "", whole: bool = False, may_lack: bool = False
-) -> Cell:
+def _cell(s: Settings, defence: Defence, attack: Attack, trained: str = "", whole: bool = False) -> Cell:
     """A cell; without a perturbation every attack is the same as none, and is stored once.
 
-    trained: what distinguishes the network from the dense one, such as "adv"; whole: on all test images;
-    may_lack: a network that is not trained yet leaves the cell without a checkpoint.
+    trained: what distinguishes the network from the dense one, such as "adv"; while that is not trained the cell is
+    without a checkpoint. whole: on all test images.
     """
     checkpoint = f"resnet20-{s.dataset}" + (f"-{trained}" if trained else "")
-    lacking = may_lack and checkpoint not in checkpoints.names()
+    lacking = trained and checkpoint not in checkpoints.names()
     images, passes = SIZES[s.dataset]
     return Cell(
         dataset=s.dataset,
@@ -332,7 +330,7 @@ def readings(s: Settings) -> list[Point]:
             for e in s.eps or EPS:
                 batch = RELEASED_BATCH if reading.batch_statistics else 0
                 attack = Attack("fgsm", e, source, "mean_of_gradients", passes, batch_statistics=batch)
-                cell = _cell(s, defence, attack, reading.trained, may_lack=True)
+                cell = _cell(s, defence, attack, reading.trained)
                 points.append(Point(cell, name, defence.label))
     return points
 
@@ -414,13 +412,11 @@ def ladder(s: Settings) -> list[Point]:
     s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     points = []
     for name, defence, trained in LADDERS:
-        points.append(Point(_cell(s, defence, Attack(), trained, may_lack=True), "no attack", name))
+        points.append(Point(_cell(s, defence, Attack(), trained), "no attack", name))
         attacks = [_rungs(s, defence, e) for e in s.eps or EPS_LADDER[s.dataset] if e]
         for rung in _rungs(s, defence, EPS_ATHALYE):
             if defence.noisy or rung in RUNGS_OF_DENSE:
-                cells = (
-                    _cell(s, defence, of_eps[rung], trained, may_lack=True) for of_eps in attacks if rung in of_eps
-                )
+                cells = (_cell(s, defence, of_eps[rung], trained) for of_eps in attacks if rung in of_eps)
                 points += [Point(cell, rung, name) for cell in cells]
     return points
 
@@ -443,7 +439,7 @@ def ladder_checks(s: Settings) -> list[Point]:
                 attack = dataclasses.replace(attack, step=e, random_start=False)
             series = "BPDA, identity" + (f", {steps} step{'s' * (steps > 1)}" if steps != most else "")
             series += f", {attack.passes} passes" if times > 1 else ""
-            points.append(Point(_cell(s, defence, attack, trained, may_lack=True), series, name))
+            points.append(Point(_cell(s, defence, attack, trained), series, name))
     return points
 
 

@@ -50,6 +50,16 @@ def fig2(frame: pd.DataFrame, title: str) -> Figure:
     return accuracy_against_eps(frame, title)
 
 
+def equally_accurate(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
+    """SAP-100 (from Fig. 1b) beside the rate of dropout that comes nearest to its accuracy without an attack."""
+    sap = sap[sap["series"] == "SAP-100"]
+    clean, rates = (part[part["eps"] == 0] for part in (sap, frame[frame["noisy"]]))
+    if clean.empty or rates.empty:
+        return Markdown("*The accuracies without an attack are not shown here.*")
+    nearest = rates.loc[(rates["accuracy"] - clean["accuracy"].item()).abs().idxmin(), "series"]
+    return accuracy_table(pd.concat([sap, frame[frame["series"] == nearest]]))
+
+
 def fig3(frame: pd.DataFrame) -> Figure:
     """Accuracy of dense, SAP-100, ADV and ADV+SAP-100 under FGSM, against eps (Fig. 3)."""
     return accuracy_against_eps(frame, "FGSM, each network its own adversary")

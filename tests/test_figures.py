@@ -242,6 +242,15 @@ def test_readings_are_compared_with_the_published_numbers_and_the_closest_is_bol
     assert [points(line) for line in published] == [[(0, 83), (2, 51)]]
 
 
+def test_sap_stands_beside_the_rate_of_dropout_that_is_as_accurate_without_an_attack() -> None:
+    frame = make(("dense", "dropout-0.1", "dropout-0.2"), (0, 4), "fig2a").assign(noisy=True)
+    sap = make(("SAP-100", "SAP-200"), (0, 4))
+    sap["accuracy"] -= 0.2
+    rows = figures.equally_accurate(frame[frame["series"] != "dense"], sap).data.splitlines()[2:]
+    assert [row.split()[1] for row in rows] == ["SAP-100", "dropout-0.2"]
+    assert "not shown" in figures.equally_accurate(frame[frame["eps"] == 4], sap).data
+
+
 def test_tables_of_the_ladder() -> None:
     frame = rungs()
     part = frame[frame["panel"] == "SAP-100"]
