@@ -82,6 +82,7 @@ class Numbers:
         self._frames: dict[str, pd.DataFrame] = {}
 
     def frame(self, figure: str) -> pd.DataFrame:
+        """A figure's numbers, read once."""
         if figure not in self._frames:
             self._frames[figure] = experiments.stored(figure, experiments.Settings())
         return self._frames[figure]

@@ -39,7 +39,7 @@ EPS_UNBOUNDED = 255
 EPISODES, EPISODES_NOISY_ATTACKED = 30, 15
 """Episodes of a cell of Table 1; each observation of those where SAP-100 is attacked costs over a hundred passes."""
 GAME_PASSES, GAME_GRADIENT_PASSES = 30, 100
-"""Passes of a noisy agent per observation: from 30 on hardly an action changes, but a gradient needs more."""
+"""Passes of a noisy agent per observation, of the values and of the gradient: the latter as on images (Sec. 4.4)."""
 DENSE = Defence()
 SAP_100 = Defence("sap", 100)
 BERNOULLI_SAP = Defence("bernoulli-sap", 200)
