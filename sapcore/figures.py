@@ -738,7 +738,8 @@ def scorecard(card: pd.DataFrame) -> HTML:
         rows.append(
             f"<tr><td><strong>{escape(row['verdict'])}</strong></td>"
             f"<td>{_link(row)} ({escape(row['place'])})"
-            f"<br><small>{escape(row['why'] + published)}. <em>Rule: {escape(row['rule'])}</em></small></td></tr>"
+            f"<br><small>{escape(row['why'] + published)}. "
+            f"<em>Rule, set {escape(row['written'])}: {escape(row['rule'])}</em></small></td></tr>"
         )
     return HTML(
         '<table class="table scorecard"><thead><tr><th>verdict</th><th>claim</th></tr></thead><tbody>'

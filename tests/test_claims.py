@@ -1,16 +1,20 @@
 """Every claim of the paper has a rule, and its verdict follows from the numbers in the store and from nothing else."""
 
+import json
 import re
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from sapcore import claims, experiments
-from sapcore.claims import CLAIMS, DIRECTION, FAILS, HOLDS, OPEN, PLACES, Claim, Numbers, judged
+from sapcore.claims import AFTER, BEFORE, CLAIMS, DIRECTION, FAILS, HOLDS, OPEN, PART, PLACES, Claim, Numbers, judged
 from sapcore.experiments import FIGURES, Settings
-from sapcore.paths import ROOT
+from sapcore.paths import ROOT, results_root
+from sapcore.results import Defence
 from sapcore.rl.environments import GAMES
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
@@ -38,6 +42,7 @@ def test_there_are_twenty_claims_or_more_each_with_its_place_rule_and_chapter() 
         assert claim.sentence.endswith(".")
         assert claim.rule.endswith(".")
         assert claim.figure in PLACES
+        assert claim.written in (BEFORE, PART, AFTER)
 
 
 def test_every_place_is_in_the_book() -> None:
@@ -63,12 +68,43 @@ def test_without_numbers_no_claim_is_judged(claim: Claim, monkeypatch: pytest.Mo
     assert "not computed" in verdict.why
 
 
-def test_the_stored_scorecard_is_judged_anew_every_time() -> None:
-    card = claims.scorecard()
-    again = [judged(claim) for claim in CLAIMS]
-    assert card["verdict"].tolist() == [verdict.verdict for verdict in again]
-    assert card["why"].tolist() == [verdict.why for verdict in again]
+def test_verdicts_follow_from_the_files_they_name() -> None:
+    """Arithmetic of its own on the files of three claims, one for each verdict."""
+    card = claims.scorecard().set_index("name")
     assert sum(claims.counts(card).values()) == len(CLAIMS)
+
+    def stored(name: str) -> list[dict[str, Any]]:
+        files = [json.loads((results_root() / cell).read_text()) for cell in card["cells"][name]]
+        return [{**file["result"], "eps": file["spec"]["attack"]["eps"], **file["spec"]["defence"]} for file in files]
+
+    of = {(r["kind"], r["eps"]): r for r in stored("gain at 2 and 4")}
+    assert sorted(of) == [("dense", 2), ("dense", 4), ("sap", 2), ("sap", 4)]
+    clear = all(of["sap", e]["low"] > of["dense", e]["high"] for e in (2, 4))
+    assert clear == (card["verdict"]["gain at 2 and 4"] == HOLDS)
+
+    (clean,) = stored("SAP-100 clean")
+    assert (clean["kind"], clean["level"], clean["eps"], clean["images"]) == ("sap", 100, 0, 10_000)
+    distance = abs(clean["correct"] / clean["images"] - 0.83)
+    assert (distance > 0.05) == (card["verdict"]["SAP-100 clean"] == FAILS)
+
+    rates = {r["level"]: r for r in stored("low dropout is like dense") if r["kind"] == "dropout" and r["eps"] == 1}
+    (dense,) = (r for r in stored("low dropout is like dense") if r["kind"] == "dense" and r["eps"] == 1)
+    assert list(rates) == [0.01]
+    if abs(rates[0.01]["accuracy"] - dense["accuracy"]) > 0.03:
+        assert card["verdict"]["low dropout is like dense"] == FAILS
+
+
+def test_another_number_in_the_store_is_another_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (name,) = claims.scorecard().set_index("name")["cells"]["SAP-100 clean"]
+    shutil.copytree(results_root() / "cifar10", tmp_path / "cifar10")
+    monkeypatch.setenv("SAPCORE_RESULTS", str(tmp_path))
+    content = json.loads((tmp_path / name).read_text())
+    for accuracy, verdict in ((0.63, FAILS), (0.80, DIRECTION), (0.825, HOLDS)):
+        content["result"] |= {"accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01}
+        (tmp_path / name).write_text(json.dumps(content))
+        assert judged(BY_NAME["SAP-100 clean"]).verdict == verdict
+    (tmp_path / name).unlink()
+    assert judged(BY_NAME["SAP-100 clean"]) == (OPEN, "SAP-100 at λ = 0 is not computed")
 
 
 SMALL = (1, 2, 4)
@@ -92,6 +128,11 @@ def rna(*levels: tuple[float, float]) -> Points:
     """Accuracy at λ = 0 and 1 by level."""
     names = [f"RNA-{level:g}" for level in experiments.LEVELS["rna"]]
     return {(name, e): a for name, pair in zip(names, levels, strict=True) for e, a in enumerate(pair)}
+
+
+def four(*values: float) -> Points:
+    """Of dense, SAP-100, ADV and ADV+SAP-100, at every eps."""
+    return {point: a for name, value in zip(claims.FOUR, values, strict=True) for point, a in flat(name, value).items()}
 
 
 CASES: list[tuple[str, Points, str]] = [
@@ -120,6 +161,10 @@ CASES: list[tuple[str, Points, str]] = [
     ("SAP costs less than dropout", flat("SAP-100", 0.85) | OTHERS | flat("dense", 0.9), HOLDS),
     ("SAP costs less than dropout", flat("SAP-100", 0.7) | OTHERS | flat("dense", 0.9), DIRECTION),
     ("SAP costs less than dropout", flat("SAP-100", 0.6) | OTHERS | flat("dense", 0.9), FAILS),
+    ("dropout helps little", OTHERS | flat("dense", 0.9), HOLDS),
+    ("dropout helps little", OTHERS | flat("dense", 0.9) | {("dense", 2): 0.8}, DIRECTION),
+    ("dropout helps little", OTHERS | flat("dense", 0.86), HOLDS),
+    ("dropout helps little", OTHERS | flat("dense", 0.8), FAILS),
     ("dropout, on", flat("dropout-0.1", 0.4) | flat("dropout-0", 0.4) | flat("dense", 0.2), HOLDS),
     ("dropout, on", flat("dropout-0.1", 0.4) | flat("dropout-0", 0.4) | {("dropout-0.1", 2): 0.5}, DIRECTION),
     ("dropout, on", flat("dropout-0.1", 0.5) | flat("dropout-0", 0.4) | flat("dense", 0.9), FAILS),
@@ -131,6 +176,18 @@ CASES: list[tuple[str, Points, str]] = [
     ("SAP adds to ADV", flat("ADV", 0.3) | flat("ADV+SAP-100", 0.2) | flat("ADV+SAP-100", 0.5, (8, 16)), FAILS),
     ("SAP adds to ADV", flat("ADV", 0.3) | flat("ADV+SAP-100", 0.3) | {("ADV+SAP-100", 8): 0.5}, FAILS),
     ("SAP adds to ADV", flat("ADV", 0.05) | flat("ADV+SAP-100", 0.11), FAILS),
+    ("best for larger λ", four(0.2, 0.3, 0.4, 0.5), HOLDS),
+    ("best for larger λ", four(0.2, 0.3, 0.5, 0.4), FAILS),
+    ("best for larger λ", four(0.2, 0.3, 0.4, 0.5) | {("ADV", 8): 0.51}, DIRECTION),
+    ("best for larger λ", four(0.2, 0.3, 0.4, 0.5) | {("ADV", 8): 0.6}, FAILS),
+    ("best for larger λ", four(0.2, 0.3, 0.4, 0.5) | {(name, 32): 0.1 for name in claims.FOUR}, HOLDS),
+    ("best for larger λ", four(0.1, 0.1, 0.1, 0.1), FAILS),
+    ("SAP-100 for smaller λ", four(0.2, 0.5, 0.54, 0.5), HOLDS),
+    ("SAP-100 for smaller λ", four(0.2, 0.5, 0.58, 0.5), DIRECTION),
+    ("SAP-100 for smaller λ", four(0.2, 0.5, 0.7, 0.5), FAILS),
+    ("the iterative attack is stronger", flat("dense vs dense", 0.1) | flat("dense", 0.2), HOLDS),
+    ("the iterative attack is stronger", flat("dense vs dense", 0.19) | flat("dense", 0.2), DIRECTION),
+    ("the iterative attack is stronger", flat("dense vs dense", 0.3) | flat("dense", 0.2), FAILS),
     ("noisy activations drop", rna((0.9, 0.7), (0.8, 0.5), (0.6, 0.3), (0.2, 0.15)), HOLDS),
     ("noisy activations drop", rna((0.9, 0.7), (0.8, 0.75), (0.6, 0.3), (0.2, 0.15)), DIRECTION),
     ("noisy activations drop", rna((0.9, 0.7), (0.8, 0.7), (0.8, 0.7), (0.8, 0.7)), FAILS),
@@ -223,15 +280,17 @@ def test_claims_about_the_share_of_samples(
     assert judged(BY_NAME[name], numbers(monkeypatch, points)).verdict == verdict
 
 
-def baselines(level: float, **best: float) -> Any:
-    """A frame of Fig. 5 with one level per baseline."""
-    rows = [
-        {"panel": panel, "series": series, "eps": e, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
-        for panel in ("RNW", "RSW", "DWP", "SWP", "RNA", "RSA")
-        for series, a in (("dense", level), (f"{panel}-1", best.get(panel, 0.2)))
-        for e in experiments.EPS
-    ]
-    rows += [{"panel": "", "series": "SAP-100", "eps": e, "accuracy": 0.5, "low": 0.48, "high": 0.52} for e in SMALL]
+def baselines(dense: float, **given: float | Sequence[float]) -> pd.DataFrame:
+    """Fig. 5 with these accuracies of a baseline at every eps, for all levels or level by level; others have 0.2."""
+    rows = []
+    for kind, levels in experiments.LEVELS.items():
+        values = given.get(kind.upper(), 0.2)
+        values = [values] * len(levels) if isinstance(values, float) else values
+        named = zip((Defence(kind, level).label for level in levels), values, strict=True)
+        rows += [
+            {"panel": kind.upper(), "series": series, "eps": e, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
+            for series, a in (("dense", dense), *named) for e in experiments.EPS
+        ]  # fmt: skip
     frame = pd.DataFrame(rows)
     frame.attrs = {"missing": [], "settings": Settings()}
     return frame
@@ -244,22 +303,42 @@ def baselines(level: float, **best: float) -> Any:
         ("no baseline matches", baselines(0.3, RNA=0.49), DIRECTION),
         ("no baseline matches", baselines(0.3, RNA=0.6), FAILS),
         ("baselines are below dense", baselines(0.3), HOLDS),
-        ("baselines are below dense", baselines(0.3, RNA=0.4, RSA=0.29), DIRECTION),
-        ("baselines are below dense", baselines(0.2), FAILS),
+        ("baselines are below dense", baselines(0.3, SWP=0.4, RNA=0.29), DIRECTION),
+        ("baselines are below dense", baselines(0.3, RSA=(0.3, 0.3, 0.2, 0.2, 0.1)), HOLDS),
+        ("baselines are below dense", baselines(0.3, RNA=0.4), FAILS),
+        ("no robustness by other noise", baselines(0.3, DWP=0.4), HOLDS),
+        ("no robustness by other noise", baselines(0.3, RNA=0.4), DIRECTION),
+        ("no robustness by other noise", baselines(0.3, RNA=0.4, SWP=0.4), FAILS),
+        ("no robustness by other noise", baselines(0.17), HOLDS),
+        ("other noise is like dense", baselines(0.24, RNA=0.5), HOLDS),
+        ("other noise is like dense", baselines(0.28), DIRECTION),
+        ("other noise is like dense", baselines(0.35), FAILS),
+        ("noise on weights costs", baselines(0.3, RNW=(0.5, 0.4, 0.3, 0.2)), HOLDS),
+        ("noise on weights costs", baselines(0.3, RNW=(0.5, 0.3, 0.4, 0.2)), DIRECTION),
+        ("noise on weights costs", baselines(0.3), FAILS),
+        ("pruned weights", baselines(0.3, DWP=(0.3, 0.3, 0.3, 0.2, 0.2, 0.1)), HOLDS),
+        ("pruned weights", baselines(0.3, DWP=0.3), DIRECTION),
+        ("pruned weights", baselines(0.3), FAILS),
+        ("weights pruned at random", baselines(0.3, SWP=(0.3, 0.5, 0.3, 0.1)), HOLDS),
+        ("weights pruned at random", baselines(0.3, SWP=(0.3, 0.3, 0.3, 0.1)), FAILS),
     ],
 )
 def test_claims_about_the_baselines(
     name: str, frame: pd.DataFrame, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "no baseline matches":
-        only = frame[frame["panel"] != ""].copy()
-        only.attrs = frame.attrs
-        monkeypatch.setattr(experiments, "stored", lambda figure, settings: only if figure == "fig5" else frame)
-    else:
-        frame = frame[frame["panel"] != ""]
-        frame.attrs = {"missing": [], "settings": Settings()}
-        monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    sap = pd.DataFrame(
+        [{"panel": "", "series": "SAP-100", "eps": e, "accuracy": 0.5, "low": 0.48, "high": 0.52} for e in SMALL]
+    )
+    sap.attrs = frame.attrs
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame if figure == "fig5" else sap)
     assert judged(BY_NAME[name], Numbers()).verdict == verdict
+
+
+def test_weights_pruned_at_random_that_help_at_one_eps_hold_in_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = baselines(0.3, SWP=0.3)
+    frame.loc[(frame["series"] == "SWP-200") & (frame["eps"] == 2), ["accuracy", "low", "high"]] = (0.5, 0.48, 0.52)
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert judged(BY_NAME["weights pruned at random"], Numbers()).verdict == DIRECTION
 
 
 @pytest.mark.parametrize(
@@ -323,7 +402,8 @@ def ladder(given: dict[tuple[str, str], float], otherwise: float = 0.5) -> pd.Da
 
 
 OURS, THEIRS = "SAP-100", "Bernoulli-SAP-200"
-SINGLE, BLACK_BOX = "single passes, through the scale", "Square (black box)"
+SINGLE, CONSTANT = "single passes, through the scale", "single passes, constant scale"
+BLACK_BOX = "Square (black box)"
 
 
 @pytest.mark.parametrize(
@@ -333,6 +413,7 @@ SINGLE, BLACK_BOX = "single passes, through the scale", "Square (black box)"
         ("robust", {("dense", "PGD, margin"): 0.1, (OURS, "BPDA, identity"): 0.05}, FAILS),
         ("robust", {("dense", "PGD, margin"): 0.1, (OURS, "BPDA, identity"): 0.149}, FAILS),
         ("robust", {("dense", "PGD, margin"): 0.1, (OURS, "BPDA, identity"): 0.16}, HOLDS),
+        ("robust", {(OURS, "BPDA, identity"): 0.4}, FAILS),
         ("robust with ADV", {("ADV", "PGD, margin"): 0.1}, HOLDS),
         ("robust with ADV", {("ADV", "PGD, margin"): 0.1, ("ADV+SAP-100", "FGSM"): 0.12}, FAILS),
         ("robust with ADV", {("dense", "PGD, margin"): 0.1}, FAILS),
@@ -341,8 +422,9 @@ SINGLE, BLACK_BOX = "single passes, through the scale", "Square (black box)"
         ("broken at 0.031", {(THEIRS, SINGLE): 0.2, (THEIRS, "BPDA, identity"): 0.0}, FAILS),
         ("that attack, SAP as published", {(THEIRS, SINGLE): 0.3}, HOLDS),
         ("that attack, SAP as published", {(THEIRS, SINGLE): 0.1, (OURS, SINGLE): 0.2}, DIRECTION),
+        ("that attack, SAP as published", {(THEIRS, SINGLE): 0.1, (OURS, CONSTANT): 0.1}, DIRECTION),
         ("that attack, SAP as published", {(THEIRS, SINGLE): 0.49}, FAILS),
-        ("that attack, SAP as published", {(OURS, SINGLE): 0.1}, FAILS),
+        ("that attack, SAP as published", {(OURS, SINGLE): 0.1, (OURS, CONSTANT): 0.1}, FAILS),
         ("BPDA breaks SAP as published", {(OURS, "BPDA, identity"): 0.005}, HOLDS),
         ("BPDA breaks SAP as published", {(OURS, "BPDA, dense's backward"): 0.1}, DIRECTION),
         ("BPDA breaks SAP as published", {(OURS, "PGD, margin"): 0.0}, FAILS),
@@ -376,28 +458,43 @@ def test_more_robust_at_one_eps_holds_in_direction_and_a_missing_attack_leaves_i
     assert judged(BY_NAME["BPDA breaks SAP as published"], Numbers()).verdict == HOLDS, "nothing can be left to break"
 
 
+WELL = {"SAP-100": 0.05, "ADV": 0.05, "ADV+SAP-100": 0.05}
+
+
 @pytest.mark.parametrize(
     ("name", "errors", "verdict"),
     [
         ("dense is not calibrated", {"dense": 0.3}, HOLDS),
         ("dense is not calibrated", {"dense": 0.05}, FAILS),
-        ("the others are calibrated", {"dense": 0.3}, HOLDS),
-        ("the others are calibrated", {"dense": 0.01}, FAILS),
+        ("the others are calibrated", WELL, HOLDS),
+        ("the others are calibrated", WELL | {"ADV": 0.2}, DIRECTION),
+        ("the others are calibrated", {"dense": 0.3}, FAILS),
+        ("SAP improves calibration", {"dense": 0.3, "ADV": 0.3}, HOLDS),
+        ("SAP improves calibration", {"dense": 0.3, "ADV": 0.3, ("ADV", 4): 0.1, ("dense", 0): 0.01}, DIRECTION),
+        ("SAP improves calibration", {"dense": 0.3, "ADV": 0.3, ("ADV", 4): 0.01}, FAILS),
+        ("SAP improves calibration", {"dense": 0.3}, FAILS),
         ("ADV+SAP-100 is best calibrated", {"ADV+SAP-100": 0.02}, HOLDS),
         ("ADV+SAP-100 is best calibrated", {"ADV": 0.02}, FAILS),
     ],
 )
 def test_claims_about_calibration(
-    name: str, errors: dict[str, float], verdict: str, monkeypatch: pytest.MonkeyPatch
+    name: str, errors: dict[Any, float], verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
-        {"series": series, "eps": e, "ece": errors.get(series, 0.1)}
-        for series in ("dense", "SAP-100", "ADV", "ADV+SAP-100")
+        {"series": series, "eps": e, "ece": error, "ece_low": error - 0.01, "ece_high": error + 0.01}
+        for series in claims.FOUR
         for e in experiments.EPS_CALIBRATION
+        for error in [errors.get((series, e), errors.get(series, 0.1))]
     ]
     numbers(monkeypatch, {})
     monkeypatch.setattr(experiments, "calibrations", lambda settings: pd.DataFrame(rows))
     assert judged(BY_NAME[name], Numbers()).verdict == verdict
+
+
+def test_twenty_seconds_are_shown_and_not_judged() -> None:
+    verdict = judged(BY_NAME["20 seconds"])
+    assert verdict.verdict == OPEN
+    assert "AMD EPYC" in verdict.why
 
 
 def test_some_games_that_lose_and_none_that_gains_hold_in_direction(monkeypatch: pytest.MonkeyPatch) -> None:
