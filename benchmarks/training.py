@@ -3,7 +3,7 @@
     python benchmarks/training.py
 
 The plain loop is a tutorial's: a DataLoader over torchvision's transforms, SGD, cross-entropy. Both train from the
-same weights for one epoch on the same images; the error is the loss on the test images afterwards.
+same weights, an epoch a round, on the same images; the error is the loss on the test images afterwards.
 """
 
 import tempfile

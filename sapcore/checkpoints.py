@@ -120,7 +120,14 @@ def _unlike(recipe: Any, found: dict[str, Any]) -> list[str]:
     defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.default is not dataclasses.MISSING}
     before = json.loads(json.dumps({**defaults, **found}, default=dataclasses.asdict))
     asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return [name for name in {**asked, **before} if name != "note" and asked.get(name) != before.get(name)]
+
+    def differs(name: str) -> bool:
+        inner = getattr(recipe, name, None)
+        if dataclasses.is_dataclass(inner):
+            return bool(_unlike(inner, before.get(name) or {}))
+        return bool(asked.get(name) != before.get(name))
+
+    return [name for name in {**asked, **before} if name != "note" and differs(name)]
 
 
 def _way_back(name: str) -> str:

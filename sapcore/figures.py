@@ -68,7 +68,8 @@ def fig3(frame: pd.DataFrame) -> Figure:
 def fig4(frame: pd.DataFrame) -> Figure:
     """Reliability diagrams, one panel per eps (Fig. 4), from `experiments.calibrations`.
 
-    Above: accuracy against mean confidence of each bin that holds an image; below: images per bin.
+    Above: accuracy against mean confidence of each bin that holds an image, faint where it holds fewer than ten; below:
+    images per bin.
     """
     _style()
     grid = sorted(frame["eps"].unique())
@@ -91,8 +92,10 @@ def fig4(frame: pd.DataFrame) -> Figure:
         diagram.plot([0, 1], [0, 1], ":", color="grey")
         for name, style in styles.items():
             part = frame[(frame["eps"] == grid[place]) & (frame["series"] == name)]
-            filled = part[part["images"] > 0]
+            filled, few = part[part["images"] >= 10], part[(part["images"] > 0) & (part["images"] < 10)]
             diagram.plot(filled["confidence"], filled["accuracy"], label=name, **style | {"markersize": 3})
+            faint = style | {"markersize": 3, "alpha": 0.35, "linestyle": "", "fillstyle": "none"}
+            diagram.plot(few["confidence"], few["accuracy"], **faint)
             width = 1 / max(len(part), 1)
             counts.stairs(part["images"], np.arange(len(part) + 1) * width, color=style["color"], linewidth=1.4)
         diagram.set(title=f"λ = {grid[place]:g}", xlim=(0, 1), ylim=(-0.02, 1.02))
@@ -182,12 +185,20 @@ def accuracy_against_eps(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def _line_styles(names: list[str]) -> dict[str, dict[str, Any]]:
-    """Dense in black, the noisy series from light to dark; markers differ for readers who see no colour."""
+    """Dense in black, the noisy series from light to dark; markers differ for readers who see no colour.
+
+    Among many SAP-100 is the thick one.
+    """
     noisy = [name for name in names if not name.startswith("dense")]
     colours = dict(zip(noisy, sns.color_palette("viridis_r", len(noisy)), strict=True))
     markers = "osv^Dphx"
     return {
-        name: {"color": colours.get(name, "black"), "marker": markers[i % len(markers)], "markersize": 5}
+        name: {
+            "color": colours.get(name, "black"),
+            "marker": markers[i % len(markers)],
+            "markersize": 5,
+            "linewidth": 3 if name == "SAP-100" and len(names) > 4 else 1.4,
+        }
         for i, name in enumerate(names)
     }
 
@@ -452,14 +463,15 @@ def film(plays: dict[str, list[Moment]], path: Path, scale: int = 2, millisecond
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, optimize=True)
 
 
-def speed_bars(frame: pd.DataFrame, axis: str, lines: dict[str, float] | None = None) -> Figure:
-    """Horizontal bars on a logarithmic axis, a row of `frame` each: label, p20, p50, p80. `lines` are upright."""
+def speeds(frame: pd.DataFrame, axis: str, lines: dict[str, float] | None = None) -> Figure:
+    """Dots on a logarithmic axis, a row of `frame` each: label, p20, p50, p80. `lines` are upright."""
     _style()
     figure, axes = plt.subplots(figsize=(7, 0.45 * len(frame) + 1.6))
     at = range(len(frame))
     middle = frame["p50"].to_numpy()
     spread = np.array([middle - frame["p20"].fillna(frame["p50"]), frame["p80"].fillna(frame["p50"]) - middle])
-    axes.barh(at, middle, xerr=spread, color="steelblue", height=0.6, capsize=2)
+    axes.errorbar(middle, at, xerr=spread, linestyle="", marker="o", color="steelblue", ecolor="black", capsize=2)
+    axes.set_ylim(-0.6, len(frame) - 0.4)
     for y, value in zip(at, middle, strict=True):
         axes.annotate(f" {value:.3g}", (value, y), xytext=(8, 0), textcoords="offset points", va="center")
     for style, (label, value) in zip(("-", "--", ":"), (lines or {}).items(), strict=False):
@@ -476,7 +488,7 @@ def speed_bars(frame: pd.DataFrame, axis: str, lines: dict[str, float] | None = 
 
 
 def scaling_lines(table: list[dict[str, Any]]) -> Figure:
-    """Seconds and peak memory against what grows, both axes logarithmic."""
+    """Seconds and peak memory against what grows; the axis of memory alone begins at 0."""
     _style()
     frame = pd.DataFrame(table)
     figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharey="row")
@@ -485,7 +497,9 @@ def scaling_lines(table: list[dict[str, Any]]) -> Figure:
         column[0].plot(number, points["seconds"], "o-", color="black")
         column[1].plot(number, points["peak MiB"], "o-", color="steelblue")
         for part in column:
-            part.set(xscale="log", yscale="log")
+            part.set(xscale="log")
+        column[0].set(yscale="log")
+        column[1].set(ylim=(0, 1.1 * frame["peak MiB"].max()))
         column[1].set_xlabel("places of a map" if what == "map side" else str(what))
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory (MiB)")
@@ -609,10 +623,14 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
 
 
 def ladder(frame: pd.DataFrame) -> Figure:
-    """Accuracy under each attack of the ladder, one panel per defence, one colour per eps; weak attacks above."""
+    """Accuracy under each attack of the ladder, one panel per defence, one colour per eps; weak attacks above.
+
+    Of two eps that are nearly the same the first is drawn alone.
+    """
     most = max((part["series"].unique() for _, part in frame.groupby("panel")), key=len, default=())
     rungs = [name for name in dict.fromkeys([*most, *frame["series"]]) if name != "no attack"]
     eps = sorted(e for e in frame["eps"].unique() if e)
+    eps = [e for i, e in enumerate(eps) if i == 0 or e > 1.1 * eps[i - 1]]
     names = list(frame["panel"].unique())
     _style()
     columns = min(2, max(1, len(names)))
@@ -685,15 +703,17 @@ def strongest_table(found: pd.DataFrame) -> Markdown:
     """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim."""
     rows = []
     for row in found.to_dict(orient="records"):
-        single, every = (f"{100 * row[name]:.1f}" for name in ("single_pass", "every_pass"))
+        single, every = (
+            f"{100 * row[name]:.1f}" if row["noisy"] else "–" for name in ("single_pass", "every_pass")
+        )  # fmt: skip
         rows.append({
             "defence": row["panel"],
             "λ": f"{row['eps']:g}",
             "strongest attack": row["series"],
             "accuracy of the mean output (%)": f"{100 * row['accuracy']:.1f} "
             f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
-            "a single pass would claim (%)": single,
-            f"right in each of {row['passes']} passes would (%)": every,
+            "accuracy of one random pass (%)": single,
+            "right in all passes (%)": every,
         })  # fmt: skip
     return Markdown(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
 

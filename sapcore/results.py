@@ -179,6 +179,8 @@ LATER = {
     "restarts": 1,
     "batch_statistics": 0,
     "rules": None,
+    "clipped_rewards": True,
+    "life_ends_return": True,
 }
 
 

@@ -6,6 +6,7 @@ Cells are computed here, one after the other, or by the workers of a Dask cluste
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import random
 import threading
@@ -189,7 +190,7 @@ def verify(
 ) -> Iterator[Check]:
     """Compute stored cells again, all or `sample` of them drawn by `seed`, and compare with the store.
 
-    On the device of the stored cell, with its versions and as many threads, the result must be the same. Elsewhere
+    On the device of the stored cell, with its versions and threads, the whole result must be the same. Elsewhere
     the accuracy must lie in the stored interval; games part ways with the first action that differs, so that their
     interval must overlap the stored one. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
     """
@@ -206,8 +207,9 @@ def verify(
             found, here = compute(cell, on), provenance.collect(on, _packages(cell))
         exact = all(here[name] == there.get(name) for name in ("device", "threads", "versions"))
         if exact:
-            same = all(found[name] == before[name] for name in cell.fields)
-            how = "the same device and versions"
+            others = [name for name, value in before.items() if json.loads(json.dumps(found.get(name))) != value]
+            same = not others
+            how = "the same device and versions" + (f"; not the same: {', '.join(others)}" if others else "")
         else:
             same = _agree(cell, found, before)
             how = f"95 % interval [{before['low']}, {before['high']}], computed on {there['device']}"

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.patches import Rectangle
 
 from sapcore import checkpoints, figures, results, training
 from sapcore.errors import SapcoreError
@@ -79,13 +78,15 @@ def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
             {"label": "once", "p20": None, "p50": 20.0, "p80": None},
         ]
     )
-    axes = figures.speed_bars(frame, "seconds", {"published": 20}).axes[0]
-    assert [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == [2, 20]
+    axes = figures.speeds(frame, "seconds", {"published": 20}).axes[0]
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [2, 20]
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_yticklabels()] == ["ours", "once"]
     points = [{"grows": what, "number": n, "seconds": n / 10, "peak MiB": 300}
               for what in ("images", "passes", "map side") for n in (1, 10, 100)]  # fmt: skip
-    upper = figures.scaling_lines(points).axes[:3]
+    drawn = figures.scaling_lines(points).axes
+    upper = drawn[:3]
+    assert all((axes.get_yscale(), axes.get_ylim()[0]) == ("linear", 0) for axes in drawn[3:])
     assert [np.asarray(axes.lines[0].get_xdata()).tolist() for axes in upper] == [
         [1, 10, 100],
         [1, 10, 100],

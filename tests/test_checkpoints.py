@@ -1,5 +1,6 @@
 """Weights come back as they were saved, or not at all; and no code is run from their file."""
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from sapcore import checkpoints
 from sapcore.checkpoints import CheckpointError
 from sapcore.models import ResNet20, initialize
+from sapcore.rl import double_dqn
+from sapcore.rl.environments import Rules
 
 NAME = "resnet20-small"
 
@@ -192,3 +195,13 @@ def test_every_committed_checkpoint_is_whole_and_tells_its_recipe_device_time_an
     assert {"architecture", "recipe", "seconds", "provenance"} | how_good <= card.keys()
     for origin in card["provenance"]:
         assert {"device", "versions", "commit", "date"} <= origin.keys()
+
+
+def test_a_recipe_is_the_same_where_a_field_of_its_rules_is_younger_than_the_card(saved: nn.Module) -> None:
+    recipe = double_dqn.RECIPES["double-dqn-Bowling"]
+    of_then = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    del of_then["rules"]["clipped_rewards"]
+    checkpoints.save(saved, NAME, {"recipe": of_then})
+    assert checkpoints.is_by(NAME, recipe)
+    assert not checkpoints.is_by(NAME, dataclasses.replace(recipe, rules=Rules(clipped_rewards=False)))
+    assert not checkpoints.is_by(NAME, dataclasses.replace(recipe, rules=Rules(noops=0)))

@@ -450,20 +450,25 @@ def test_the_card_of_a_committed_checkpoint_can_be_shown() -> None:
 
 
 def test_reliability_diagrams_have_a_panel_per_eps_with_the_images_per_bin_below() -> None:
-    drawn = figures.fig4(reliability())
+    frame = reliability()
+    frame.loc[frame["bin"] == 0, ["images", "confidence", "accuracy"]] = (5, 0.125, 1.0)
+    drawn = figures.fig4(frame)
     diagrams = [axes for axes in drawn.axes if axes.get_title()]
     assert [axes.get_title() for axes in diagrams] == [f"λ = {e}" for e in (0, 1, 2, 4, 8)]
     for axes in diagrams:
         diagonal, *lines = axes.lines
         assert points(diagonal) == [(0, 0), (1, 1)]
-        assert [points(line) for line in lines] == [[(0.375, 0.25), (0.625, 0.5), (0.875, 0.75)]] * 4
+        filled, few = lines[::2], lines[1::2]
+        assert [points(line) for line in filled] == [[(0.375, 0.25), (0.625, 0.5), (0.875, 0.75)]] * 4
+        assert [points(line) for line in few] == [[(0.125, 1)]] * 4
+        assert all(line.get_alpha() == 0.35 and line.get_linestyle() == "None" for line in few)
     counts = [axes for axes in drawn.axes if axes.patches]
     assert len(counts) == 5
     for axes in counts:
         assert axes.get_xlabel() == "confidence"
         for patch in axes.patches:
             assert isinstance(patch, StepPatch)
-            assert np.asarray(patch.get_data()[0]).tolist() == [0, 100, 200, 300]
+            assert np.asarray(patch.get_data()[0]).tolist() == [5, 100, 200, 300]
     (legend,) = drawn.legends
     assert [text.get_text() for text in legend.get_texts()] == ["dense", "SAP-100", "ADV", "ADV+SAP-100"]
 

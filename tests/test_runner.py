@@ -388,7 +388,7 @@ class Store:
     """What `verify` reads, without a computation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.found = dict(RESULT)
+        self.found: dict[str, Any] = dict(RESULT)
         monkeypatch.setattr(runner, "compute", lambda cell, device: self.found)
         here = provenance.collect(CPU)
         for cell in WANTED:
@@ -401,7 +401,17 @@ def test_verify_compares_exactly_on_the_same_device_and_versions(store: Path, mo
     there.found["correct"] += 1
     checks = list(runner.verify(WANTED, device="cpu"))
     assert not any(check.same for check in checks)
-    assert "the same device and versions" in checks[0].reason
+    assert "the same device and versions; not the same: correct" in checks[0].reason
+
+
+def test_verify_compares_the_calibration_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, cell = Store(monkeypatch), WANTED[0]
+    results.write(cell, RESULT | {"calibration": {"ece": 0.25, "images": [1, 2]}}, provenance.collect(CPU))
+    for ece, same in ((0.25, True), (0.26, False)):
+        there.found = RESULT | {"calibration": {"ece": ece, "images": (1, 2)}}
+        (check,) = runner.verify([cell], device="cpu")
+        assert check.same is same
+        assert same or check.reason.endswith("not the same: calibration)")
 
 
 def test_verify_compares_within_the_interval_elsewhere(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,8 +165,11 @@ class _Run:
         actions = self._act(generator)
         seen, rewards, terminated, truncated, info = self.env.step(actions)
         # The step after an end only begins the next episode.
-        lost_life = (info["lives"] < self.lives) & ~self.ended
-        self.replay.add(self.seen[:, -1], self.first, actions, np.sign(rewards), terminated | lost_life, ~self.ended)
+        final = terminated
+        if recipe.rules.life_ends_return:
+            final = terminated | ((info["lives"] < self.lives) & ~self.ended)
+        seen_rewards = np.sign(rewards) if recipe.rules.clipped_rewards else rewards
+        self.replay.add(self.seen[:, -1], self.first, actions, seen_rewards, final, ~self.ended)
         self.returns += rewards
         ends = terminated | truncated
         self.finished += self.returns[ends].tolist()

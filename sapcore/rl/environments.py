@@ -10,10 +10,7 @@ GAMES = ("Assault", "Asterix", "BankHeist", "BattleZone", "BeamRider", "Bowling"
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How the games are played, in learning and in evaluation. One agent step is `frameskip` frames.
-
-    Learning alone also clips rewards to [-1, 1] and lets no value flow over the loss of a life.
-    """
+    """How the games are played, in learning and in evaluation. One agent step is `frameskip` frames."""
 
     sticky_actions: float = 0.25
     """The probability that the emulator repeats the action before instead (Machado et al. 2018)."""
@@ -35,6 +32,10 @@ class Rules:
     evaluation_epsilon: float = 0.05
     """The share of random actions of every player in evaluation (Mnih et al. 2015), so that none is caught in a loop
     that the noise of another would break."""
+    clipped_rewards: bool = True
+    """In learning alone: of each reward the agent sees its sign (Mnih et al. 2015)."""
+    life_ends_return: bool = True
+    """In learning alone: nothing is expected after the loss of a life, though the game goes on (Mnih et al. 2015)."""
 
 
 def make(game: str, count: int, rules: Rules | None = None) -> Any:

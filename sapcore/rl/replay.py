@@ -50,7 +50,7 @@ class Replay:
         self.oldest = max(0, self.written + newer - self.length + stack) if written else 0
         shape = (self.length, games)
         kinds = {
-            "frames": ((*shape, side, side), np.uint8), "actions": (shape, np.uint8), "rewards": (shape, np.int8),
+            "frames": ((*shape, side, side), np.uint8), "actions": (shape, np.uint8), "rewards": (shape, np.int16),
             "terminals": (shape, np.bool_), "first": (shape, np.bool_), "usable": (shape, np.bool_),
         }  # fmt: skip
         arrays = _opened(folder, kinds) if folder and written is not None else _made(folder, kinds)

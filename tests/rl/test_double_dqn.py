@@ -53,9 +53,15 @@ def test_every_game_has_the_same_recipe() -> None:
         assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
 
 
-def test_what_is_learnt_from_is_what_the_games_showed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On ALE itself: stacks after a reset, rewards, lives lost and episodes cut off, in a replay that went round."""
-    rules = Rules(frames_per_episode=600)
+@pytest.mark.parametrize("as_learnt", [True, False])
+def test_what_is_learnt_from_is_what_the_games_showed(
+    as_learnt: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On ALE itself: stacks after a reset, rewards, lives lost and episodes cut off, in a replay that went round.
+
+    With rewards clipped and returns ended by the loss of a life, and with neither.
+    """
+    rules = Rules(frames_per_episode=600, clipped_rewards=as_learnt, life_ends_return=as_learnt)
     recipe = dataclasses.replace(TINY, game="Asterix", games=2, replay=600, learning_starts=10**6, rules=rules)
     run = _Run("tiny", recipe, CPU, folder)
     shown: set[tuple[bytes, int, bytes, float, bool]] = set()
@@ -67,7 +73,9 @@ def test_what_is_learnt_from_is_what_the_games_showed(folder: Path, monkeypatch:
         after, rewards, terminated, truncated, info = step(actions)
         for i in np.flatnonzero(~ended):
             lost = bool(terminated[i] or info["lives"][i] < lives[i])
-            shown.add((before[i].tobytes(), int(actions[i]), after[i].tobytes(), float(np.sign(rewards[i])), lost))
+            reward = np.sign(rewards[i]) if as_learnt else rewards[i]
+            final = lost if as_learnt else bool(terminated[i])
+            shown.add((before[i].tobytes(), int(actions[i]), after[i].tobytes(), float(reward), final))
             counts["rewards"] += bool(rewards[i])
             counts["lives"] += lost
             counts["ends"] += bool(terminated[i] or truncated[i])
@@ -81,7 +89,8 @@ def test_what_is_learnt_from_is_what_the_games_showed(folder: Path, monkeypatch:
     for before, action, reward, after, terminal in zip(*drawn, strict=True):
         found = before.numpy().tobytes(), int(action), after.numpy().tobytes(), float(reward), bool(terminal)
         assert found in shown
-    assert drawn.terminals.any()
+    assert drawn.terminals.any() or not as_learnt
+    assert (drawn.rewards.abs().max() > 1) == (not as_learnt)
 
 
 def test_a_training_leaves_an_agent_with_a_card_and_no_state(folder: Path) -> None:
