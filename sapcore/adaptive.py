@@ -90,7 +90,8 @@ def _more(rows: pd.DataFrame, column: str, fixed: str) -> tuple[str, str]:
         verdict = PASS if verdict == OPEN else verdict
         if any(_clearly_above(b, a) for a, b in itertools.combinations(found, 2)):
             verdict = FAIL
-        why.append(f"λ = {e:g}: " + ", ".join(f"{_shown(row)} with {row[column]}" for row in found))
+        name = min(part["series"], key=len)
+        why.append(f"{name} at λ = {e:g}: " + ", ".join(f"{_shown(row)} with {row[column]}" for row in found))
     return verdict, "; ".join(why)
 
 

@@ -164,7 +164,9 @@ def _draw_curves(
         if part.empty:
             continue
         spread = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
-        axes.errorbar(part["at"], 100 * part["accuracy"], 100 * np.array(spread), label=name, capsize=2, **style)
+        axes.errorbar(
+            part["at"], 100 * part["accuracy"], 100 * np.array(spread), label=name, capsize=2, elinewidth=1.2, **style
+        )  # fmt: skip
 
 
 def accuracy_against_eps(frame: pd.DataFrame, title: str) -> Figure:
@@ -701,8 +703,8 @@ def ladder_table(frame: pd.DataFrame) -> Markdown:
 
 def strongest_table(found: pd.DataFrame) -> Markdown:
     """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim."""
-    rows = []
-    for row in found.to_dict(orient="records"):
+    rows, order = [], list(dict.fromkeys(found["panel"]))
+    for row in found.sort_values("panel", key=lambda panel: panel.map(order.index), kind="stable").to_dict("records"):
         single, every = (
             f"{100 * row[name]:.1f}" if row["noisy"] else "–" for name in ("single_pass", "every_pass")
         )  # fmt: skip

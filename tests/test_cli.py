@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sapcore import checkpoints, claims, cli, experiments, results, runner, training
+from sapcore import checkpoints, claims, cli, experiments, paths, results, runner, training
 from sapcore.cli import main
 from sapcore.experiments import cells, settings
 from sapcore.rl import double_dqn
@@ -285,3 +285,5 @@ def test_claims_are_printed_with_their_numbers_and_counted(capsys: pytest.Captur
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found] == [claim.name for claim in claims.CLAIMS]
     assert all(row["verdict"] in claims.VERDICTS and row["why"] and row["rule"] for row in found)
+    decided = [row for row in found if row["verdict"] != claims.OPEN]
+    assert all(any((paths.results_root() / cell).exists() for cell in row["cells"]) for row in decided)
