@@ -472,6 +472,7 @@ WELL = {"SAP-100": 0.05, "ADV": 0.05, "ADV+SAP-100": 0.05}
         ("SAP improves calibration", {"dense": 0.3, "ADV": 0.3}, HOLDS),
         ("SAP improves calibration", {"dense": 0.3, "ADV": 0.3, ("ADV", 4): 0.1, ("dense", 0): 0.01}, DIRECTION),
         ("SAP improves calibration", {"dense": 0.3, "ADV": 0.3, ("ADV", 4): 0.01}, FAILS),
+        ("SAP improves calibration", {"dense": 0.3, "ADV": 0.3, ("ADV", 32): 0.01}, HOLDS),
         ("SAP improves calibration", {"dense": 0.3}, FAILS),
         ("ADV+SAP-100 is best calibrated", {"ADV+SAP-100": 0.02}, HOLDS),
         ("ADV+SAP-100 is best calibrated", {"ADV": 0.02}, FAILS),
@@ -486,7 +487,7 @@ def test_claims_about_calibration(
         for e in experiments.EPS_CALIBRATION
         for error in [errors.get((series, e), errors.get(series, 0.1))]
     ]
-    numbers(monkeypatch, {})
+    numbers(monkeypatch, four(0.5, 0.5, 0.5, 0.5) | {(series, 32): 0.1 for series in claims.FOUR})
     monkeypatch.setattr(experiments, "calibrations", lambda settings: pd.DataFrame(rows))
     assert judged(BY_NAME[name], Numbers()).verdict == verdict
 
