@@ -389,13 +389,11 @@ def _best_of_four(n: Numbers) -> Verdict:
             continue
         ours = rows.pop("ADV+SAP-100")
         best = max(rows, key=lambda name: rows[name]["accuracy"])
-        why.append(f"λ = {e:g}: {_shown(ours)}, the best other is {best} {_shown(rows[best])}")
+        why.append(f"λ = {e:g}: ADV+SAP-100 {_shown(ours)}, the best other is {best} {_shown(rows[best])}")
         won.append(ours["accuracy"] > rows[best]["accuracy"])
         lost |= ours["high"] < rows[best]["low"]
     verdict = HOLDS if won and all(won) else DIRECTION if 2 * sum(won) > len(won) and not lost else FAILS
-    return Verdict(
-        verdict, f"ADV+SAP-100, where one is clearly above {_percent(GUESSING)}: " + ("; ".join(why) or "none")
-    )
+    return Verdict(verdict, f"where one is clearly above {_percent(GUESSING)}, " + ("; ".join(why) or "nowhere"))
 
 
 def _high_for_small_eps(n: Numbers) -> Verdict:
@@ -984,8 +982,8 @@ CLAIMS = (
         "SAP improves calibration",
         "Abstract, Sec. 6",
         "Under attack SAP improves calibration.",
-        "From λ = 1 on, where one of a pair is clearly above guessing, the errors of SAP-100 and ADV+SAP-100 are clearly "
-        "below dense's and ADV's; in direction: at most λ, and clearly above at none.",
+        "From λ = 1 on, where one of a pair is clearly above guessing, the errors of SAP-100 and ADV+SAP-100 are "
+        "clearly below dense's and ADV's; in direction: at most λ, and clearly above at none.",
         "fig4",
         _improves_calibration,
         written=AFTER,
