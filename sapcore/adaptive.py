@@ -38,15 +38,13 @@ def checks(frame: pd.DataFrame, steps: pd.DataFrame, fgsm: pd.DataFrame, iterati
     frame: `experiments.ladder`'s rows; steps: those of `experiments.ladder_checks`; fgsm, iterative: those of Fig. 1b
     and 1c, whose more images tell the paper's own attacks apart better where they have the defence.
     """
-    papers = pd.concat([
-        fgsm.assign(panel=fgsm["series"], series="FGSM"),
-        *(rows.assign(panel=str(name).split(" vs ")[0], series="iterative")
-          for name, rows in iterative.groupby("series") if len(set(str(name).split(" vs "))) == 1),
-    ])  # fmt: skip
     rows = []
     for panel in dict.fromkeys([*frame["panel"], *steps["panel"]]):
         rungs, more = frame[frame["panel"] == panel], steps[steps["panel"] == panel]
-        own = papers[papers["panel"] == panel]
+        own = pd.concat([
+            fgsm[fgsm["series"] == panel].assign(series="FGSM"),
+            iterative[iterative["series"] == f"{panel} vs {panel}"].assign(series="iterative"),
+        ])  # fmt: skip
         own = own if own["series"].nunique() == 2 else rungs
         for check, (verdict, why) in {
             "More steps never help the defence.": _more(more, "steps", "gradient_passes"),
