@@ -97,14 +97,15 @@ class QNetwork(nn.Module):
         channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.scaled(x / 255)
 
-    def features(self, x: Tensor) -> Tensor:
-        """The 512 units before the values."""
-        h = self.relu1(self.conv1(x / 255))
+    def scaled(self, x: Tensor) -> Tensor:
+        """The values for pixels in 0-1."""
+        h = self.relu1(self.conv1(x))
         h = self.relu2(self.conv2(h))
         h = self.relu3(self.conv3(h))
-        return self.relu4(self.hidden(h.flatten(1)))
+        h = self.relu4(self.hidden(h.flatten(1)))
+        return self.head(h)
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> None:

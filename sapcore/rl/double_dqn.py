@@ -197,7 +197,9 @@ class _Run:
         actions: NDArray[Any] = generator.integers(0, self.actions, games)
         if not at_random.all():
             with torch.no_grad(), self._half():
-                greedy = self._values(self.online, torch.from_numpy(self.seen)).argmax(1).cpu().numpy()
+                seen = torch.from_numpy(self.seen).to(self.device)
+                values = self.online(seen.to(torch.bfloat16, memory_format=torch.channels_last))
+                greedy = values.argmax(1).cpu().numpy()
             actions = np.where(at_random, actions, greedy)
         return actions
 
@@ -205,23 +207,16 @@ class _Run:
         """Convolutions in bfloat16. Within it the weights are cast once, by the first pass whose gradient is wanted."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _values(self, network: QNetwork, states: Tensor) -> Tensor:
-        x = states.to(self.device, non_blocking=True).to(torch.bfloat16, memory_format=torch.channels_last)
-        values: Tensor = network(x)
-        return values
-
     def _learn(self, generator: np.random.Generator) -> None:
         """A step down the clipped error against r + discount Q_target(s', argmax Q_online(s'))."""
         recipe = self.recipe
         batch = self.replay.sample(recipe.minibatch, generator)
-        actions, rewards, terminals = (
-            t.to(self.device, non_blocking=True) for t in (batch.actions, batch.rewards, batch.terminals)
-        )
+        states, actions, rewards, next_states, terminals = (t.to(self.device, non_blocking=True) for t in batch)
         with self._half():
-            values = self._values(self.online, batch.states).gather(1, actions[:, None])[:, 0]
+            values = self.online.scaled(states).gather(1, actions[:, None])[:, 0]
             with torch.no_grad():
-                best = self._values(self.online, batch.next_states).argmax(1, keepdim=True)
-                follows = self._values(self.target, batch.next_states).gather(1, best)[:, 0]
+                best = self.online.scaled(next_states).argmax(1, keepdim=True)
+                follows = self.target.scaled(next_states).gather(1, best)[:, 0]
                 goal = rewards + recipe.discount * follows * ~terminals
         loss = F.huber_loss(values, goal, reduction="sum")
         for parameter in self.online.parameters():

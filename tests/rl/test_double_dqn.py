@@ -24,6 +24,7 @@ from sapcore.rl import double_dqn
 from sapcore.rl.double_dqn import RECIPES, Recipe, _Run, train
 from sapcore.rl.environments import GAMES, Rules
 from sapcore.rl.replay import Minibatch
+from tests.rl.test_replay import pixels
 
 pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
 
@@ -86,8 +87,9 @@ def test_what_is_learnt_from_is_what_the_games_showed(
         run.advance()
     assert min(counts.values()) > 4
     drawn = run.replay.sample(2000, np.random.default_rng(0))
-    for before, action, reward, after, terminal in zip(*drawn, strict=True):
-        found = before.numpy().tobytes(), int(action), after.numpy().tobytes(), float(reward), bool(terminal)
+    parts = pixels(drawn.states), drawn.actions, drawn.rewards, pixels(drawn.next_states), drawn.terminals
+    for before, action, reward, after, terminal in zip(*parts, strict=True):
+        found = before.tobytes(), int(action), after.tobytes(), float(reward), bool(terminal)
         assert found in shown
     assert drawn.terminals.any() or not as_learnt
     assert (drawn.rewards.abs().max() > 1) == (not as_learnt)
@@ -129,7 +131,7 @@ class Table(nn.Module):
         super().__init__()
         self.values = nn.Parameter(torch.tensor(values, dtype=torch.float32))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
         return self.values[x[:, 0, 0, 0].long()]
 
 
@@ -137,13 +139,9 @@ def test_the_target_is_double_dqns(folder: Path, monkeypatch: pytest.MonkeyPatch
     """The online network chooses, the target network values; nothing follows a terminal transition."""
     run = _Run("tiny", dataclasses.replace(TINY, minibatch=3), CPU, folder)
     online, target = Table([[0, 1], [3, 2], [5, 8]]), Table([[9, 0.5], [0.25, 7], [4, 6]])
-    states = torch.zeros(3, 4, 84, 84, dtype=torch.uint8)
-    states[:, 0] = torch.tensor([0, 1, 2], dtype=torch.uint8)[:, None, None]
-    following = torch.zeros_like(states)
-    following[:, 0] = torch.tensor([0, 1, 2], dtype=torch.uint8)[:, None, None]
-    batch = Minibatch(
-        states, torch.tensor([0, 1, 0]), torch.tensor([1.0, 0.0, -1.0]), following, torch.tensor([False, False, True])
-    )
+    states = torch.arange(3.0)[:, None, None, None].expand(3, 4, 84, 84)
+    actions, rewards, terminals = (torch.tensor(t) for t in ([0, 1, 0], [1.0, 0.0, -1.0], [False, False, True]))
+    batch = Minibatch(states, actions, rewards, states, terminals)
     monkeypatch.setattr(run, "online", online)
     monkeypatch.setattr(run, "target", target)
     monkeypatch.setattr(run.replay, "sample", lambda n, generator: batch)

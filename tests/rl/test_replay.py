@@ -43,6 +43,11 @@ def play(
     return true
 
 
+def pixels(states: torch.Tensor) -> NDArray[np.uint8]:
+    """The frames that a minibatch's states were made of."""
+    return np.ascontiguousarray((states.float() * 255).round().byte().numpy())
+
+
 @given(
     games=st.integers(1, 5), capacity=st.integers(1, 60), steps=st.integers(12, 60), stack=st.integers(1, 4),
     seed=st.integers(0, 99),
@@ -54,11 +59,12 @@ def test_every_sample_is_a_transition_that_happened_among_the_newest(
     true = play(replay, steps, seed)
     assert len(replay) == min(steps, replay.length) * games
     batch = replay.sample(40, np.random.default_rng(seed))
+    states, following = pixels(batch.states), pixels(batch.next_states)
     kept = {key: t for key, t in true.items() if steps - replay.length <= key[0] < steps - 1}
     for i in range(40):
         matches = [
             key for key, (state, action, reward, terminal, after) in kept.items()
-            if np.array_equal(batch.states[i].numpy(), state) and np.array_equal(batch.next_states[i].numpy(), after)
+            if np.array_equal(states[i], state) and np.array_equal(following[i], after)
             and (int(batch.actions[i]), float(batch.rewards[i]), bool(batch.terminals[i])) == (action, reward, terminal)
         ]  # fmt: skip
         assert matches, "a transition that never happened"
@@ -70,7 +76,7 @@ def test_every_usable_transition_is_drawn_equally_often() -> None:
     true = play(replay, 50, 3)
     batch = replay.sample(20_000, np.random.default_rng(0))
     newest = {key: t for key, t in true.items() if 50 - 20 + 3 <= key[0] < 49}
-    counts = [int((batch.states.numpy() == t[0]).all(axis=(1, 2, 3)).sum()) for t in newest.values()]
+    counts = [int((pixels(batch.states) == t[0]).all(axis=(1, 2, 3)).sum()) for t in newest.values()]
     assert sum(counts) == 20_000
     assert stats.chisquare(counts).pvalue > 1e-6
 
@@ -83,8 +89,8 @@ def test_a_ring_in_files_survives_its_process_and_an_interruption_is_no_transiti
     true = {key: t for key, t in (before | after).items() if key[0] != 19}
     batch = again.sample(500, np.random.default_rng(0))
     states = {t[0].tobytes(): t[4].tobytes() for t in true.values()}
-    for state, following in zip(batch.states.numpy(), batch.next_states.numpy(), strict=True):
-        assert states[np.ascontiguousarray(state).tobytes()] == np.ascontiguousarray(following).tobytes()
+    for state, following in zip(pixels(batch.states), pixels(batch.next_states), strict=True):
+        assert states[state.tobytes()] == following.tobytes()
 
 
 def test_what_a_killed_process_wrote_over_the_oldest_is_not_drawn(tmp_path: Path) -> None:
@@ -96,8 +102,8 @@ def test_what_a_killed_process_wrote_over_the_oldest_is_not_drawn(tmp_path: Path
     again = Replay(60, 2, SIDE, 4, tmp_path, written, newer=7)
     batch = again.sample(2000, np.random.default_rng(0))
     states = {t[0].tobytes(): t[4].tobytes() for t in saved.values()}
-    for state, following in zip(batch.states.numpy(), batch.next_states.numpy(), strict=True):
-        assert states[np.ascontiguousarray(state).tobytes()] == np.ascontiguousarray(following).tobytes()
+    for state, following in zip(pixels(batch.states), pixels(batch.next_states), strict=True):
+        assert states[state.tobytes()] == following.tobytes()
 
 
 @pytest.mark.parametrize("name", ["frames", "actions", "rewards", "terminals", "first", "usable"])
@@ -154,10 +160,14 @@ def test_a_million_transitions_fit_in_8_gigabytes(tmp_path: Path) -> None:
     assert replay.length * replay.games == 1_000_000
 
 
-def test_states_are_laid_out_channels_last() -> None:
+def test_states_are_laid_out_and_scaled_as_the_network_has_it() -> None:
     replay = Replay(60, 2, SIDE, 4)
     play(replay, 20, 1)
-    assert replay.sample(5, np.random.default_rng(0)).states.is_contiguous(memory_format=torch.channels_last)
+    states = replay.sample(5, np.random.default_rng(0)).states
+    assert states.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(states, torch.from_numpy(pixels(states)).bfloat16() / 255)
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(torch.from_numpy(pixels(every.bfloat16() / 255)), every), "no two pixels become one"
 
 
 @pytest.mark.parametrize("seed", range(3))
