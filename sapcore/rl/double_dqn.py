@@ -124,11 +124,13 @@ class _Run:
         # With weights up to 1 / sqrt(fan-in), as Mnih et al. have them, gradients are small against rmsprop_epsilon.
         initialize(self.online, torch.Generator().manual_seed(recipe.seed))
         self.online.to(device)
-        self.target = copy.deepcopy(self.online).requires_grad_(False).bfloat16()
-        self.target.head.float()
+        self.rounded = copy.deepcopy(self.online).bfloat16()  # plays and learns; `online` keeps what rounding loses
+        self.rounded.head.float()
+        self.target = copy.deepcopy(self.rounded).requires_grad_(False)
         self.optimizer = RMSProp(
-            self.online.parameters(), recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
-        )
+            self.online.parameters(), recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon,
+            copies=self.rounded.parameters(),
+        )  # fmt: skip
         self._pool = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         self.replay = self._resumed() if self.path.exists() else self._replay()
@@ -180,7 +182,7 @@ class _Run:
         for _ in range(self._due(self.step) - due_before):
             self._learn(generator)
         if self.step // recipe.target_update > (self.step - recipe.games) // recipe.target_update:
-            self.target.load_state_dict(self.online.state_dict())
+            self.target.load_state_dict(self.rounded.state_dict())
         if self.step // ROWS > (self.step - recipe.games) // ROWS or self.step >= recipe.steps:
             self._end_row()
         if self.step // SAVED > (self.step - recipe.games) // SAVED:
@@ -196,30 +198,25 @@ class _Run:
         at_random = generator.random(games) < self.recipe.epsilon_at(self.step)
         actions: NDArray[Any] = generator.integers(0, self.actions, games)
         if not at_random.all():
-            with torch.no_grad(), self._half():
-                seen = torch.from_numpy(self.seen).to(self.device)
-                values = self.online(seen.to(torch.bfloat16, memory_format=torch.channels_last))
-                greedy = values.argmax(1).cpu().numpy()
+            seen = torch.from_numpy(self.seen).to(self.device)
+            with torch.no_grad():
+                values = self.rounded(seen.to(torch.bfloat16, memory_format=torch.channels_last))
+            greedy = values.argmax(1).cpu().numpy()
             actions = np.where(at_random, actions, greedy)
         return actions
-
-    def _half(self) -> torch.autocast:
-        """Convolutions in bfloat16. Within it the weights are cast once, by the first pass whose gradient is wanted."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _learn(self, generator: np.random.Generator) -> None:
         """A step down the clipped error against r + discount Q_target(s', argmax Q_online(s'))."""
         recipe = self.recipe
         batch = self.replay.sample(recipe.minibatch, generator)
         states, actions, rewards, next_states, terminals = (t.to(self.device, non_blocking=True) for t in batch)
-        with self._half():
-            values = self.online.scaled(states).gather(1, actions[:, None])[:, 0]
-            with torch.no_grad():
-                best = self.online.scaled(next_states).argmax(1, keepdim=True)
-                follows = self.target.scaled(next_states).gather(1, best)[:, 0]
-                goal = rewards + recipe.discount * follows * ~terminals
+        values = self.rounded.scaled(states).gather(1, actions[:, None])[:, 0]
+        with torch.no_grad():
+            best = self.rounded.scaled(next_states).argmax(1, keepdim=True)
+            follows = self.target.scaled(next_states).gather(1, best)[:, 0]
+            goal = rewards + recipe.discount * follows * ~terminals
         loss = F.huber_loss(values, goal, reduction="sum")
-        for parameter in self.online.parameters():
+        for parameter in self.rounded.parameters():
             parameter.grad = None
         loss.backward()
         self.optimizer.step()
@@ -274,6 +271,7 @@ class _Run:
         self.step, self.history, self.origins = state["step"], state["history"], state["origins"]
         part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
         self.online.load_state_dict(part("online."))
+        self.rounded.load_state_dict(self.online.state_dict())
         self.target.load_state_dict(part("target."))
         self.optimizer.load(part("optimizer."))
         return replay
@@ -291,7 +289,7 @@ class _Run:
             "mean_return_at_the_end": (
                 round(sum(row["mean_return"] * row["episodes"] for row in late) / played, 2) if played else None
             ),
-            "training_precision": "bfloat16 autocast",
+            "training_precision": "bfloat16; weights and averages of gradients are kept in float32",
             "seconds": round(sum(row["seconds"] for row in self.history), 1),
             "provenance": self.origins,
             "history": self.history,

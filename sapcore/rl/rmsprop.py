@@ -6,10 +6,15 @@ times longer.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import torch
 from numba import njit, prange
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from sapcore.sap.cpu import _load, _rounded
 
 
 class RMSProp:
@@ -17,26 +22,32 @@ class RMSProp:
 
     m <- gamma1 m + (1 - gamma1) g,  n <- gamma2 n + (1 - gamma2) g^2,
     parameter <- parameter - rate g / sqrt(n - m^2 + epsilon).
+
+    With `copies` of the parameters, in bfloat16 for instance, the gradients are those of the copies, and each step
+    ends with the parameters rounded to them.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], rate: float, gamma1: float, gamma2: float, epsilon: float
-    ) -> None:
+        self, parameters: Iterable[nn.Parameter], rate: float, gamma1: float, gamma2: float, epsilon: float,
+        copies: Iterable[nn.Parameter] | None = None,
+    ) -> None:  # fmt: skip
         self.parameters = list(parameters)
+        self.copies = self.parameters if copies is None else list(copies)
         self.constants = (rate, gamma1, gamma2, epsilon)
         self.kept = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
 
     @torch.no_grad()
     def step(self) -> None:
         """Change every parameter that has a gradient."""
-        for parameter, (m, n) in zip(self.parameters, self.kept, strict=True):
-            if parameter.grad is None:
+        for parameter, copy, (m, n) in zip(self.parameters, self.copies, self.kept, strict=True):
+            if copy.grad is None:
                 continue
-            if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
-                arrays = (_flat(t, parameter).numpy() for t in (parameter.detach(), parameter.grad, m, n))
-                _fused(*arrays, *self.constants)
+            if parameter.device.type == "cpu" and parameter.dtype == torch.float32 and copy.dtype in FUSED:
+                arrays = (_flat(t, parameter) for t in (parameter.detach(), copy.detach(), copy.grad, m, n))
+                _fused(*arrays, *(np.float32(x) for x in self.constants))
             else:
-                reference(parameter, parameter.grad, m, n, *self.constants)
+                reference(parameter, copy.grad.to(parameter.dtype), m, n, *self.constants)
+                copy.copy_(parameter)
 
     def state(self) -> dict[str, Tensor]:
         """What is remembered between steps, by name."""
@@ -57,17 +68,24 @@ def reference(
     parameter.sub_(rate * g / (n - m * m + epsilon).sqrt())
 
 
-def _flat(t: Tensor, like: Tensor) -> Tensor:
-    """A view of all numbers in the order in which `like` has them in memory."""
+FUSED = (torch.float32, torch.bfloat16)
+
+
+def _flat(t: Tensor, like: Tensor) -> NDArray[Any]:
+    """A view of all numbers in the order in which `like` has them in memory, bfloat16 as uint16."""
     if t.stride() != like.stride():
-        t = torch.empty_like(like).copy_(t)
-    return t.as_strided((t.numel(),), (1,))
+        t = torch.empty_like(like, dtype=t.dtype).copy_(t)
+    flat = t.as_strided((t.numel(),), (1,))
+    return (flat.view(torch.uint16) if t.dtype == torch.bfloat16 else flat).numpy()
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath={"contract"})
-def _fused(parameter, g, m, n, rate, gamma1, gamma2, epsilon):
+def _fused(parameter, copy, gradient, m, n, rate, gamma1, gamma2, epsilon):
     """The rule in one pass over memory."""
-    for i in prange(len(g)):
-        m[i] = gamma1 * m[i] + (1 - gamma1) * g[i]
-        n[i] = gamma2 * n[i] + (1 - gamma2) * g[i] * g[i]
-        parameter[i] -= rate * g[i] / math.sqrt(n[i] - m[i] * m[i] + epsilon)
+    one = np.float32(1)
+    for i in prange(len(m)):
+        g = _load(gradient[i])
+        mean = gamma1 * m[i] + (one - gamma1) * g
+        square = gamma2 * n[i] + (one - gamma2) * g * g
+        new = parameter[i] - rate * g / math.sqrt(square - mean * mean + epsilon)
+        m[i], n[i], parameter[i], copy[i] = mean, square, new, _rounded(new, copy)

@@ -142,7 +142,7 @@ def test_the_target_is_double_dqns(folder: Path, monkeypatch: pytest.MonkeyPatch
     states = torch.arange(3.0)[:, None, None, None].expand(3, 4, 84, 84)
     actions, rewards, terminals = (torch.tensor(t) for t in ([0, 1, 0], [1.0, 0.0, -1.0], [False, False, True]))
     batch = Minibatch(states, actions, rewards, states, terminals)
-    monkeypatch.setattr(run, "online", online)
+    monkeypatch.setattr(run, "rounded", online)
     monkeypatch.setattr(run, "target", target)
     monkeypatch.setattr(run.replay, "sample", lambda n, generator: batch)
     monkeypatch.setattr(run.optimizer, "step", lambda: None)
@@ -177,6 +177,12 @@ def test_rewards_are_clipped_and_the_loss_of_a_life_ends_what_is_to_be_expected(
     assert lost.any()
 
 
+def rounded(run: _Run) -> bool:
+    """Whether the network that plays is the one that is kept, rounded."""
+    pairs = zip(run.online.parameters(), run.rounded.parameters(), strict=True)
+    return all(torch.equal(kept.to(playing.dtype), playing) for kept, playing in pairs)
+
+
 def test_a_killed_training_goes_on_with_replay_and_optimizer(folder: Path, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
@@ -206,8 +212,10 @@ double_dqn.train("tiny", recipe, "cpu", Path({str(tmp_path)!r}), progress=False)
     assert [row["step"] for row in run.history] == list(range(100, run.step + 1, 100))
     assert all(t.any() for t in run.optimizer.state().values())
     before = [p.clone() for p in run.online.parameters()]
+    assert rounded(run)
     for _ in range(30):
         run.advance()
+    assert rounded(run)
     assert any(not torch.equal(a, b) for a, b in zip(before, run.online.parameters(), strict=True))
     with pytest.raises(SapcoreError, match="is a training by another recipe"):
         _Run("tiny", dataclasses.replace(killed, seed=1), CPU, folder)

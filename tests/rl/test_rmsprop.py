@@ -36,6 +36,26 @@ def test_the_fused_rule_is_the_plain_one_whatever_the_layout() -> None:
         torch.testing.assert_close(layer.detach().double(), p, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounded_copies_have_the_gradients_and_follow(dtype: torch.dtype) -> None:
+    """The fused rule for parameters in float32, the plain one for the others."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(64, 8, 3, 3, generator=generator, dtype=dtype))
+    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    alone = nn.Parameter(parameter.detach().clone())
+    copy = nn.Parameter(parameter.detach().bfloat16())
+    optimizer = RMSProp([parameter], RATE, GAMMA1, GAMMA2, EPSILON, copies=[copy])
+    expected = RMSProp([alone], RATE, GAMMA1, GAMMA2, EPSILON)
+    for _ in range(20):
+        copy.grad = torch.randn(parameter.shape, generator=generator).bfloat16()
+        alone.grad = copy.grad.to(dtype)
+        optimizer.step()
+        expected.step()
+        torch.testing.assert_close(parameter, alone, atol=1e-6, rtol=1e-6)
+        assert torch.equal(copy, parameter.bfloat16())
+    assert parameter.grad is None
+
+
 def test_its_state_can_be_taken_over() -> None:
     first, second = (nn.Parameter(torch.ones(4)) for _ in range(2))
     a, b = (RMSProp([p], RATE, GAMMA1, GAMMA2, EPSILON) for p in (first, second))
