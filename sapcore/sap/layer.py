@@ -340,5 +340,8 @@ def replace_modules(
                 found += 1
     if not found:
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise SapcoreError(f"the network has no {wanted} module to put noise after; make its activations modules")
+        raise SapcoreError(
+            f"the network has no {wanted} module to put noise after; make its activations modules of that type, or "
+            "name theirs: with_sap(..., after=(torch.nn.GELU,))"
+        )
     return copied
