@@ -96,21 +96,26 @@ class Numbers:
             self._frames[figure] = experiments.stored(figure, experiments.Settings())
         return self._frames[figure]
 
-    def at(self, figure: str, series: str, eps: float, panel: str = "") -> pd.Series:
+    def at(self, figure: str, series: str, eps: float, panel: str = "", steps: int | None = None) -> pd.Series:
         """One point, with its accuracy and interval; raises `Missing` if it is not there."""
         frame = self.frame(figure)
-        self._note(figure, lambda p: (p.series, p.cell.attack.eps) == (series, eps) and panel in ("", p.panel))
+        self._note(
+            figure, lambda p: (p.series, p.cell.attack.eps) == (series, eps) and panel in ("", p.panel)
+            and steps in (None, p.cell.attack.steps),
+        )  # fmt: skip
         found = frame[(frame["series"] == series) & (frame["eps"] == eps)]
         if panel:
             found = found[found["panel"] == panel]
+        if steps is not None:
+            found = found[found["steps"] == steps]
         if found.empty:
             raise Missing(f"{series} at λ = {eps:g} is not computed")
         return found.iloc[0]
 
-    def said(self, figure: str, series: str, eps: float, panel: str = "") -> str:
+    def said(self, figure: str, series: str, eps: float, panel: str = "", steps: int | None = None) -> str:
         """A point's accuracy with its interval in words, for prose."""
         try:
-            return _shown(self.at(figure, series, eps, panel))
+            return _shown(self.at(figure, series, eps, panel, steps))
         except Missing:
             return "(not computed yet)"
 

@@ -113,6 +113,17 @@ def test_what_the_front_page_says_of_changed_rules_is_true_of_the_store() -> Non
     assert n.at("fig3", "ADV+SAP-100", 64)["high"] < n.at("fig3", "ADV", 64)["low"]
 
 
+def test_what_is_said_of_a_number_is_the_stores() -> None:
+    numbers = claims.Numbers()
+    frame = numbers.frame("fig1c_steps")
+    row = frame[(frame["series"] == "SAP-100 vs SAP-100, λ = 4") & (frame["steps"] == 100)].iloc[0]
+    said = numbers.said("fig1c_steps", row["series"], 4, steps=100)
+    assert said == "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * row[name] for name in ("accuracy", "low", "high")))
+    assert numbers.said("fig1c_steps", row["series"], 4, steps=1) != said
+    assert len(numbers.cells) == 2
+    assert numbers.said("fig1c_steps", row["series"], 4, steps=99) == "(not computed yet)"
+
+
 def test_another_number_in_the_store_is_another_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = claims.scorecard().set_index("name")["cells"]["SAP-100 clean"]
     shutil.copytree(results_root() / "cifar10", tmp_path / "cifar10")
