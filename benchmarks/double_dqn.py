@@ -4,17 +4,18 @@
 
 The same game and the same replay ratio of 8 samples per step. Theirs runs as its documentation has it: one game,
 a minibatch of 32 after every fourth step, float32, and the plain DQN target, which takes one forward pass less. Then
-what a step of ours costs with ever more transitions in the replay, which are copies of those that were played.
+what a step of ours costs with ever more transitions to draw from, which are copies of those that were played.
 """
 
 import dataclasses
+import functools
 import tempfile
 import warnings
 from pathlib import Path
 
 import ale_py
 import gymnasium
-from common import alternate, arguments, percentiles, report, seconds_of
+from common import alternate, arguments, percentiles, report
 
 from sapcore.rl.double_dqn import Recipe, _Run
 
@@ -45,6 +46,12 @@ def fill(run: _Run, transitions: int) -> None:
     replay.written = slots
 
 
+def advance_on_newest(run: _Run, transitions: int, steps: int) -> None:
+    """Draw from so many transitions only, and advance."""
+    run.replay.oldest = max(0, run.replay.written - transitions // run.replay.games)
+    advance(run, steps)
+
+
 def main() -> None:
     options = arguments(__doc__, GAME, rounds=5, steps=1008, most=1_000_000)
     device, least = options.device, 10_000
@@ -70,14 +77,13 @@ def main() -> None:
             {"agent": name, **percentiles(options.steps / seconds[name]), "unit": "steps/s"} for name in candidates
         ]
         sizes = [size for size in (10_000, 100_000, 1_000_000) if size <= options.most]
-        for size in sizes:
-            fill(ours, size)
-            advance(ours, 160)
-            times = [seconds_of(lambda: advance(ours, options.steps), device) for _ in range(options.rounds)]
-            table.append(
-                {"agent": f"ours, {size:,} transitions in the replay"}
-                | percentiles(options.steps / t for t in times) | {"unit": "steps/s"}
-            )  # fmt: skip
+        fill(ours, sizes[-1])
+        growing = {
+            f"ours, {size:,} transitions in the replay": functools.partial(advance_on_newest, ours, size, options.steps)
+            for size in sizes
+        }
+        times = alternate(growing, options.rounds, device)
+        table += [{"agent": name, **percentiles(options.steps / times[name]), "unit": "steps/s"} for name in growing]
     ratios = seconds.iloc[:, 1] / seconds.iloc[:, 0]
     report("double_dqn", options, table, steps=options.steps, times_faster=percentiles(ratios))
 
