@@ -76,7 +76,7 @@ def main() -> None:
         table: list[dict[str, object]] = [
             {"agent": name, **percentiles(options.steps / seconds[name]), "unit": "steps/s"} for name in candidates
         ]
-        sizes = [size for size in (10_000, 100_000, 1_000_000) if size <= options.most]
+        sizes = [size for size in (10_000, 100_000, 1_000_000) if size <= recipe.replay]
         fill(ours, sizes[-1])
         growing = {
             f"ours, {size:,} transitions in the replay": functools.partial(advance_on_newest, ours, size, options.steps)

@@ -125,7 +125,7 @@ class _Run:
         initialize(self.online, torch.Generator().manual_seed(recipe.seed))
         self.online.to(device)
         self.rounded = copy.deepcopy(self.online).bfloat16()  # plays and learns; `online` keeps what rounding loses
-        self.rounded.head.float()
+        self.rounded.head = copy.deepcopy(self.online.head)  # in float32
         self.target = copy.deepcopy(self.rounded).requires_grad_(False)
         self.optimizer = RMSProp(
             self.online.parameters(), recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon,

@@ -42,7 +42,8 @@ class RMSProp:
         for parameter, copy, (m, n) in zip(self.parameters, self.copies, self.kept, strict=True):
             if copy.grad is None:
                 continue
-            if parameter.device.type == "cpu" and parameter.dtype == torch.float32 and copy.dtype in FUSED:
+            alike = parameter.stride() == copy.stride() and copy.dtype in (torch.float32, torch.bfloat16)
+            if alike and parameter.device.type == "cpu" and parameter.dtype == torch.float32:
                 arrays = (_flat(t, parameter) for t in (parameter.detach(), copy.detach(), copy.grad, m, n))
                 _fused(*arrays, *(np.float32(x) for x in self.constants))
             else:
@@ -66,9 +67,6 @@ def reference(
     m.mul_(gamma1).add_(g, alpha=1 - gamma1)
     n.mul_(gamma2).addcmul_(g, g, value=1 - gamma2)
     parameter.sub_(rate * g / (n - m * m + epsilon).sqrt())
-
-
-FUSED = (torch.float32, torch.bfloat16)
 
 
 def _flat(t: Tensor, like: Tensor) -> NDArray[Any]:

@@ -341,7 +341,7 @@ def replace_modules(
     if not found:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SapcoreError(
-            f"the network has no {wanted} module to put noise after; make its activations modules of that type, or "
-            "name theirs: with_sap(..., after=(torch.nn.GELU,))"
+            f"the network has no {wanted} module to put noise after; make its activations modules of that type; "
+            "with_sap also takes other types, as in after=(torch.nn.GELU,)"
         )
     return copied

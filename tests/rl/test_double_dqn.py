@@ -113,6 +113,7 @@ def test_a_training_leaves_an_agent_with_a_card_and_no_state(folder: Path) -> No
 
 def test_the_replay_ratio_and_the_targets_age_are_the_recipes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _Run("tiny", TINY, CPU, folder)
+    assert rounded(run)
     learnt: list[int] = []
     monkeypatch.setattr(run, "_learn", lambda generator: learnt.append(run.step))
     copied: list[int] = []

@@ -36,14 +36,15 @@ def test_the_fused_rule_is_the_plain_one_whatever_the_layout() -> None:
         torch.testing.assert_close(layer.detach().double(), p, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rounded_copies_have_the_gradients_and_follow(dtype: torch.dtype) -> None:
-    """The fused rule for parameters in float32, the plain one for the others."""
+def test_rounded_copies_have_the_gradients_and_follow(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """The fused rule for parameters in float32 and copies in their layout, the plain one for the others."""
     generator = torch.Generator().manual_seed(0)
     parameter = nn.Parameter(torch.randn(64, 8, 3, 3, generator=generator, dtype=dtype))
     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     alone = nn.Parameter(parameter.detach().clone())
-    copy = nn.Parameter(parameter.detach().bfloat16())
+    copy = nn.Parameter(parameter.detach().to(torch.bfloat16, memory_format=layout))
     optimizer = RMSProp([parameter], RATE, GAMMA1, GAMMA2, EPSILON, copies=[copy])
     expected = RMSProp([alone], RATE, GAMMA1, GAMMA2, EPSILON)
     for _ in range(20):
