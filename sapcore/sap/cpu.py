@@ -39,6 +39,7 @@ W0, W1 = u64(0x9E3779B9), u64(0xBB67AE85)
 S32 = u64(32)
 
 LANES = 16  # units that are packed at a time
+LEVELS = 6  # more than LARGEST_MAP needs
 CHUNK = 512  # counters whose random words are made at once
 TWO_32, TWO_M32 = f32(2.0**32), f32(2.0**-32)
 TWO_40 = f32(2.0**WEIGHT_BITS)
@@ -189,15 +190,15 @@ def _unit_of(typingctx, magnitude, i, power, target):
 
 
 @intrinsic
-def _count_at_most(typingctx, bound, i, target):
-    """How many of LANES whole numbers from bound[i] on are no larger than the target."""
+def _count_at_most(typingctx, lower, i, target):
+    """How many of LANES whole numbers from lower[i] on are no larger than the target."""
 
     def codegen(context, builder, signature, args):
-        bound, i, target = args
-        values = builder.load(_pointer(context, builder, signature.args[0], bound, i, LONGS), align=8)
+        lower, i, target = args
+        values = builder.load(_pointer(context, builder, signature.args[0], lower, i, LONGS), align=8)
         return _at_most(builder, values, target)
 
-    return numba.int64(bound, i, target), codegen
+    return numba.int64(lower, i, target), codegen
 
 
 @intrinsic
@@ -408,24 +409,47 @@ def _targets(low, high, total, targets):
 
 
 @njit(**FAST)
-def _draw_missing(missing, magnitude, power, bound, keep, words, target, c1, c2, c3, k0, k1):
-    """Make the missing draws: for each find a group of blocks by bisection, then its block, then the unit."""
-    groups, total = len(bound) // LANES, bound[len(bound) - 1]
-    for start in range(0, missing, 2 * CHUNK):
-        count = min(2 * CHUNK, missing - start)
+def _build_levels(lower, blocks, total, begins):
+    """Over the sums of weights before each block those before LANES blocks, and so on; returns how many levels.
+
+    Level k begins at lower[begins[k]] and ends on a whole number of LANES, filled up with the total.
+    """
+    level, n = 0, blocks
+    begins[0] = 0
+    while True:
+        end = begins[level] + (n + LANES - 1) // LANES * LANES
+        lower[begins[level] + n : end] = total
+        level += 1
+        if n <= LANES:
+            return level
+        n = (n + LANES - 1) // LANES
+        for i in range(n):
+            lower[end + i] = lower[begins[level - 1] + i * LANES]
+        begins[level] = end
+
+
+@njit(**FAST)
+def _draw_missing(missing, magnitude, power, total, lower, begins, levels, keep, words, target, c1, c2, c3, k0, k1):
+    """Make the missing draws: each goes down the levels to its block, then to its unit.
+
+    No step has a branch that the processor would have to guess, and unsigned places need no test for a negative one.
+    """
+    targets, blocks = target
+    for done in range(0, missing, 2 * CHUNK):
+        count = min(2 * CHUNK, missing - done)
         half = (count + 1) // 2
-        _fill_words(words, start // 2, half, c1, c2, c3, k0, k1)
-        _targets(words[0, :half], words[1, :half], total, target[:half])
-        _targets(words[2, : count - half], words[3, : count - half], total, target[half:count])
+        _fill_words(words, done // 2, half, c1, c2, c3, k0, k1)
+        _targets(words[0, :half], words[1, :half], total, targets[:half])
+        _targets(words[2, : count - half], words[3, : count - half], total, targets[half:count])
         for t in range(count):
-            group, left = 0, groups
-            while left > 1:
-                half_left = left // 2
-                group += half_left if bound[(group + half_left) * LANES - 1] <= target[t] else 0
-                left -= half_left
-            block = group * LANES + _count_at_most(bound, group * LANES, target[t])
-            rest = target[t] - (bound[block - 1] if block > 0 else i64(0))
-            keep[block * LANES + _unit_of(magnitude, block * LANES, power, rest)] = True
+            block = 0
+            for level in range(levels - 1, -1, -1):
+                block = block * LANES + _count_at_most(lower, begins[level] + block * LANES, targets[u64(t)]) - 1
+            blocks[u64(t)] = block
+        for t in range(count):
+            block = blocks[u64(t)]
+            rest = targets[u64(t)] - lower[u64(block)]
+            keep[u64(block * LANES + _unit_of(magnitude, block * LANES, power, rest))] = True
 
 
 @njit(**FAST)
@@ -502,7 +526,7 @@ def _unpack_scales(packed, n, filled, scales):
 @njit(**FAST)
 def _scale_row(h, rectify, chosen, scratch, scale, r, out, factor):
     """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest."""
-    magnitude, filled, packed, keep, _, _, _, _, _, first, scales = scratch
+    magnitude, filled, packed, keep, _, _, _, _, _, _, first, scales = scratch
     inverse_l1, largest, power1, power2 = chosen
     if inverse_l1 > f32(0.0):
         _scales(packed[: first[4]], keep, inverse_l1, largest, r)
@@ -530,7 +554,7 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
     Returns what a packed magnitude is to be multiplied by for p (0 if there is none, -1 for nan or inf), the largest
     of them, and two powers of two that lead from magnitudes back to units.
     """
-    magnitude, filled, packed, keep, words, packed_words, since, bound, target, first, _ = scratch
+    magnitude, filled, packed, keep, words, packed_words, since, lower, begins, target, first, _ = scratch
     a = len(h)
     if len(scale):
         bits = _normalized(h, scale, shift, magnitude)
@@ -561,12 +585,11 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
         packed[end:n] = f32(0.0)
     first[4] = n
     keep = keep[:n]
-    groups = (n + LANES * LANES - 1) // (LANES * LANES)
-    total, bound = i64(0), bound[: groups * LANES]
+    total = i64(0)
     for b in range(n // LANES):
+        lower[b] = total
         total += _block_weight(packed, b * LANES, unit * TWO_40)
-        bound[b] = total
-    bound[n // LANES :] = total
+    levels = _build_levels(lower, n // LANES, total, begins)
     l1 = math.ldexp(float(total), -WEIGHT_BITS)
     m = max(0.0, r - MARGIN * math.sqrt(r))
     rate = f32(m / l1) * unit
@@ -596,8 +619,9 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
         if arrived <= r:
             break
         attempt += 1
+    tag = u64(layer | MISSING << 16)
     _draw_missing(
-        r - arrived, packed, unit * TWO_40, bound, keep, words, target, c1, c2, u64(layer | MISSING << 16), k0, k1
+        r - arrived, packed, unit * TWO_40, total, lower, begins, levels, keep, words, target, c1, c2, tag, k0, k1
     )
     largest = f32(math.frexp(_as_float(bits))[0])
     return f32(1.0 / l1) * unit, largest / unit, power1, power2
@@ -605,7 +629,7 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
 
 @njit(**FAST)
 def _write_mask(chosen, scratch, mask):
-    magnitude, _, _, keep, _, _, _, _, _, first, _ = scratch
+    magnitude, _, _, keep, _, _, _, _, _, _, first, _ = scratch
     mask[:] = False
     if not chosen:
         return
@@ -706,8 +730,8 @@ def through_scale_rows(workers, h, factor, grad, rectify, coins, r, out):
 def _scratch(a):
     """A worker's own rows.
 
-    Magnitudes, and which are not 0; these alone, their mask, words, words side by side, and times; partial sums of
-    weights, missing draws, where the units of each word begin among what is packed, and scales.
+    Magnitudes, and which are not 0; these alone, their mask, words, words side by side, and times; sums of weights and
+    where their levels begin, missing draws, where the units of each word begin among what is packed, and scales.
     """
     packed = (a + LANES - 1) // LANES * LANES + 8 * LANES
     quarter = (a + 3) // 4
@@ -720,8 +744,9 @@ def _scratch(a):
         np.empty((4, CHUNK), dtype=np.uint32),
         np.zeros(packed, dtype=np.uint32),
         np.empty(CHUNK, dtype=np.float32),
-        np.empty(packed // LANES + LANES, dtype=np.int64),
-        np.empty(2 * CHUNK, dtype=np.int64),
+        np.empty(packed // (LANES - 1) + LEVELS * LANES, dtype=np.int64),
+        np.empty(LEVELS, dtype=np.int64),
+        np.empty((2, 2 * CHUNK), dtype=np.int64),
         np.empty(5, dtype=np.int64),
         np.empty(whole, dtype=np.float32),
     )

@@ -80,6 +80,9 @@ def _sap(
             "backend gpu takes float32, bfloat16 and float16 maps on a GPU that Triton knows, "
             f"but h is {h.dtype} on {h.device}"
         )
+    if backend == "cpu" and not (h.requires_grad and torch.is_grad_enabled()):  # autograd costs as much as a small map
+        out, _, mask = cpu.forward(h, r, seed, ids, passes, layer, rectify, False, want_mask)
+        return out, mask
     function = _SapOnGpu if backend == "gpu" else _Sap
     return function.apply(h, r, seed, ids, passes, layer, rectify, want_mask, backend)
 
