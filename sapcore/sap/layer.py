@@ -64,7 +64,7 @@ def _sap(
     rectify: bool,
     want_mask: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Any]:
     """`sap` of h, or of relu(h) in the same step; the mask is None if it is not wanted."""
     if backend not in BACKENDS:
         raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
