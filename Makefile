@@ -60,7 +60,7 @@ site: env
 	$(BIN)/pytest tests/site
 
 lock: $(UV) ## pin what pyproject.toml asks for; pins that are there stay (delete the lock to move them all)
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
 	  --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
 clean: ## remove the environment, the site and all caches

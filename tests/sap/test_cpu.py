@@ -12,6 +12,7 @@ from torch import Tensor
 from sapcore import sap
 from sapcore.errors import SapcoreError
 from sapcore.sap import cpu
+from sapcore.sap.reference import LARGEST_MAP
 from tests.sap.laws import percent_for
 
 MAPS: dict[str, Callable[[torch.Generator, int], Tensor]] = {
@@ -52,6 +53,27 @@ def test_kernel_and_reference_keep_the_same_units(kind: str, dtype: torch.dtype)
             differing_maps += int((found != expected).any(1).sum())
     assert differing <= 1e-5 * units
     assert differing_maps <= 0.02 * maps
+
+
+@pytest.mark.parametrize("size", [2**16 + 17, 2**20 + 17, LARGEST_MAP])
+def test_kernel_and_reference_keep_the_same_units_of_large_maps(size: int) -> None:
+    """Whose missing draws go down four levels and five; at most one unit in 100,000 may go either way."""
+    h = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
+    expected, found = masks(h, 5, seed=3, layer=2)
+    assert int((found != expected).sum()) <= 1e-5 * h.numel()
+
+
+@pytest.mark.parametrize("blocks", [1, 16, 17, 256, 257, 4096, 4097, 65536])
+def test_every_level_holds_the_sums_before_its_blocks(blocks: int) -> None:
+    lower, begins = np.full(2 * blocks + 96, -1), np.zeros(cpu.LEVELS, dtype=np.int64)
+    lower[:blocks] = 3 * np.arange(blocks)
+    levels = cpu._build_levels(lower, blocks, 3 * blocks, begins)
+    for level in range(levels):
+        sums = 3 * np.arange(0, blocks, cpu.LANES**level)
+        found = lower[begins[level] :][: -(-len(sums) // cpu.LANES) * cpu.LANES]
+        assert (found[: len(sums)] == sums).all()
+        assert (found[len(sums) :] == 3 * blocks).all()
+    assert len(found) == cpu.LANES
 
 
 @given(
@@ -148,9 +170,9 @@ def test_what_is_not_wanted_is_not_made_and_changes_nothing(dtype: torch.dtype) 
     assert torch.equal(full[1] != 0, full[2])
 
 
-@pytest.mark.parametrize("a", [*range(1, 140), 1021, 16383, 16384, 16385])
+@pytest.mark.parametrize("a", [*range(1, 140), 1021, 16383, 16384, 16385, LARGEST_MAP])
 def test_no_vector_reaches_beyond_a_workers_rows(a: int) -> None:
-    magnitude, filled, packed, *_, first, scales = cpu._scratch(a)
+    magnitude, filled, packed, *_, lower, begins, _, first, scales = cpu._scratch(a)
     last = max(cpu._run(a, w)[0] for w in range(4)) + cpu.LANES * filled.shape[1]
     assert last <= min(len(magnitude), len(scales))
     ends = 0
@@ -158,6 +180,11 @@ def test_no_vector_reaches_beyond_a_workers_rows(a: int) -> None:
         ends = (ends + high - low + 2 * cpu.LANES - 1) // cpu.LANES * cpu.LANES
     assert ends <= len(packed)
     assert len(first) == 5
+    top, blocks, level = 0, len(packed) // cpu.LANES, 1
+    while blocks > cpu.LANES:
+        top, blocks, level = top + -(-blocks // cpu.LANES) * cpu.LANES, -(-blocks // cpu.LANES), level + 1
+    assert top + cpu.LANES <= len(lower)
+    assert level <= len(begins)
 
 
 def test_bfloat16_conversions_are_torchs() -> None:
