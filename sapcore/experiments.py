@@ -181,8 +181,10 @@ def fig1b(s: Settings) -> list[Point]:
     return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
 
 
-def _iterative(s: Settings, defence: Defence, source: Defence, e: float, steps: int, passes: int) -> Cell:
-    return _cell(s, defence, Attack("iterative", e, source, "mean_of_gradients", passes, s.step, steps))
+def _iterative(
+    s: Settings, defence: Defence, source: Defence, e: float, steps: int, passes: int, trained: str = ""
+) -> Cell:
+    return _cell(s, defence, Attack("iterative", e, source, "mean_of_gradients", passes, s.step, steps), trained)
 
 
 _DUELS = ((DENSE, DENSE), (SAP_100, SAP_100), (SAP_100, DENSE))
@@ -235,6 +237,22 @@ def fig2c(s: Settings) -> list[Point]:
     """Networks trained with dropout, which is off at test time."""
     curves = (_fgsm(s, DENSE, f"dropout-{p:g}", "", f"dropout-{p:g}") for p in DROPOUT_RATES)
     return _without_dropout(s) + [point for curve in curves for point in curve]
+
+
+def fig2c_iterative(s: Settings) -> list[Point]:
+    """The iterative attack on the networks of Fig. 2c, each on its own gradient, and Fig. 1c's two on SAP-100.
+
+    All on the images of a noisy cell.
+    """
+    s = dataclasses.replace(s, examples=s.examples or SIZES[s.dataset][0])
+    trained = {"dense": "", "dropout-0": CONTROL[s.dataset]} | {n: n for n in (f"dropout-{p:g}" for p in DROPOUT_RATES)}
+    points = [
+        Point(_iterative(s, DENSE, DENSE, e, s.steps, 1, name), series)
+        for series, name in trained.items()
+        for e in s.eps or EPS_ITERATIVE
+    ]
+    on_sap = (p for p in fig1c(s) if p.cell.defence == SAP_100)
+    return points + [Point(p.cell, p.series.removesuffix(" vs SAP-100")) for p in on_sap]
 
 
 def fig3(s: Settings) -> list[Point]:
@@ -484,6 +502,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "fig2a": fig2a,
     "fig2b": fig2b,
     "fig2c": fig2c,
+    "fig2c_iterative": fig2c_iterative,
     "fig3": fig3,
     "fig4": fig4,
     "fig5": fig5,

@@ -421,6 +421,24 @@ def test_the_iterative_attack_takes_1_to_100_steps() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("cifar10_checkpoint")
+def test_the_iterative_attack_meets_the_networks_of_figure_2c_on_the_images_of_sap() -> None:
+    found = points("fig2c_iterative")
+    assert list(dict.fromkeys(p.series for p in found)) == [
+        *dict.fromkeys(p.series for p in points("fig2c")), "SAP-100", "SAP-100 vs dense",
+    ]  # fmt: skip
+    for point in found:
+        cell, plain = point.cell, [p.cell for p in points("fig2c") if p.series == point.series]
+        assert (cell.examples, cell.seed) == (1000, 0)
+        if cell.defence == experiments.SAP_100:
+            assert cell in {p.cell for p in points("fig1c")}
+        else:
+            assert {(c.checkpoint, c.defence) for c in plain} == {(cell.checkpoint, cell.defence)}
+        if cell.attack.eps:
+            assert (cell.attack.kind, cell.attack.step, cell.attack.steps) == ("iterative", 1, 10)
+            assert cell.attack.source == (experiments.DENSE if point.series.endswith("dense") else cell.defence)
+
+
 def test_calibrations_have_a_row_per_network_eps_and_bin(store: Path) -> None:
     s = settings("digits", [0, 3], examples=6, passes=2)
     frame = experiments.calibrations(s)
