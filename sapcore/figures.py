@@ -114,8 +114,9 @@ def ece_table(frame: pd.DataFrame) -> Markdown:
     return _with_intervals(frame, ("ece", "ece_low", "ece_high"), "calibration error (%) [95 % interval]")
 
 
-def fig5(frame: pd.DataFrame) -> Figure:
-    """Accuracy under FGSM, one panel per baseline, one curve per level (Fig. 5)."""
+def fig5(frame: pd.DataFrame, sap: pd.DataFrame) -> Figure:
+    """Accuracy under FGSM, one panel per baseline, one curve per level (Fig. 5); SAP-100 (from Fig. 1b) dashed."""
+    sap = sap[(sap["series"] == "SAP-100") & sap["eps"].isin(frame["eps"])]
     _style()
     panels = list(frame["panel"].unique())
     columns = max(1, min(len(panels), 3))
@@ -127,6 +128,8 @@ def fig5(frame: pd.DataFrame) -> Figure:
     for panel, one in zip(panels, axes.flat, strict=False):
         part = frame[frame["panel"] == panel]
         _draw_curves(one, part, [grid.index(e) for e in part["eps"]])
+        dashed = {"color": "darkorange", "linestyle": "--", "linewidth": 1.4}
+        _draw_curves(one, sap, [grid.index(e) for e in sap["eps"]], {"SAP-100": dashed})
         one.set(title=panel, ylim=(-3, 103))
         one.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
         one.legend(fontsize="x-small", frameon=False)

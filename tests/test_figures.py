@@ -486,11 +486,13 @@ def test_the_table_of_calibration_errors_holds_each_with_its_interval() -> None:
 
 
 def test_baselines_have_a_panel_each_with_the_curves_of_their_levels() -> None:
-    drawn = figures.fig5(baselines())
+    drawn = figures.fig5(baselines(), make(("dense", "SAP-5", "SAP-100"), (0, 1, 2, 4)))
     titled = {axes.get_title(): axes for axes in drawn.axes if axes.get_title()}
     assert titled.keys() == {"RNW", "DWP"}
     for panel, axes in titled.items():
-        assert axes.get_legend_handles_labels()[1] == ["dense", f"{panel}-1", f"{panel}-2"]
+        assert axes.get_legend_handles_labels()[1] == ["dense", f"{panel}-1", f"{panel}-2", "SAP-100"]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "4"]
+    assert "SAP-100" not in figures.fig5(baselines(), make(("dense",))).axes[0].get_legend_handles_labels()[1]
 
 
 def test_the_best_level_of_each_baseline_stands_beside_sap_and_is_bold_where_it_reaches_it() -> None:
