@@ -1,9 +1,11 @@
-"""The command line: `sapcore data`, `train`, `film`, `run`, `status`, `verify`, `claims`."""
+"""The command line: `sapcore data`, `train`, `film`, `run`, `show`, `status`, `verify`, `claims`."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+
+import pandas as pd
 
 from sapcore import checkpoints, claims, data, experiments, provenance, results, runner, training
 from sapcore.errors import SapcoreError
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, command, text in (
         ("run", _run, "compute the cells that are missing"),
+        ("show", _show, "print the numbers in the store"),
         ("status", _status, "list the cells: wanted, present, stale"),
         ("verify", _verify, "compute stored cells again and compare"),
     ):
@@ -65,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         add.add_argument("--game", help=f"{', '.join(environments.GAMES)}; of Table 1, default all")
         add.add_argument("--episodes", type=int, help="episodes per cell of Table 1")
         add.add_argument("--seed", type=int, default=0)
-        if name != "status":
+        if name in ("run", "verify"):
             add.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where there is one)")
         if name == "run":
             where = add.add_mutually_exclusive_group()
@@ -74,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         elif name == "verify":
             add.add_argument("--sample", type=int, metavar="N", help="N cells at random; default all")
             add.add_argument("--draw", type=int, default=0, metavar="SEED", help="which N: another number, other cells")
-        else:
+        elif name == "status":
             add.add_argument("--json", action="store_true", help="print every cell as JSON")
         add.set_defaults(command=command)
     return parser
@@ -147,29 +150,33 @@ def _run(parsed: argparse.Namespace) -> int:
     untrained = dict.fromkeys(cell.checkpoint for cells in listed.values() for cell in cells if not cell.computable)
     for name in untrained:
         print(f"sapcore: {name} is left out: `sapcore train {name}` trains it", file=sys.stderr)
-    for figure in listed:
-        print(f"\n{figure}")
-        _print_table(figure, parsed)
+    _show(parsed)
     return 1 if failed or untrained else 0
 
 
-def _print_table(figure: str, parsed: argparse.Namespace) -> None:
-    frame = experiments.stored(figure, _settings(parsed))
-    if frame.empty:
-        print("  nothing in the store yet")
-        return
-    if figure == "table1":
-        rounded = frame.assign(mean=frame["mean"].round(1))
-        print(rounded.pivot(index=["panel", "series"], columns="eps", values="mean").to_string())
-        return
+def _show(parsed: argparse.Namespace) -> int:
+    """Print the stored numbers of the figures with their 95 % intervals, in percent or, of games, in points; computes
+    nothing."""
+    for figure in parsed.figures or experiments.FIGURES:
+        frame = experiments.stored(figure, _settings(parsed))
+        lacking = len(frame.attrs["missing"])
+        print(f"\n{figure}" + (f" (not in the store: {lacking} of {lacking + len(frame)} numbers)" if lacking else ""))
+        if len(frame):
+            print(_in_columns(figure, frame))
+    return 0
+
+
+def _in_columns(figure: str, frame: pd.DataFrame) -> str:
+    name, unit = ("mean", 1) if figure == "table1" else ("accuracy", 100)
     column = {"fig1c_steps": "steps", "fig6_budget": "gradients", "ladder_checks": "steps"}.get(figure, "eps")
-    rows = {
-        "readings": ["panel", "series"],
-        "ladder": ["panel", "series"],
-        "ladder_checks": ["panel", "eps", "gradient_passes"],
-    }.get(figure, ["series"])
-    percent = frame.assign(accuracy=(100 * frame["accuracy"]).round(1)).drop_duplicates([*rows, column])
-    print(percent.pivot_table(index=rows, columns=column, values="accuracy", sort=False).to_string())
+    rows = {"ladder_checks": ["panel", "eps", "gradient_passes"]}.get(figure, ["panel", "series"])
+    ends = (unit * frame[["low", "high"]]).itertuples(index=False)
+    texts = [f"{unit * x:.1f} [{low:.1f}, {high:.1f}]" for x, (low, high) in zip(frame[name], ends, strict=True)]
+    wide = frame.assign(text=texts).pivot_table("text", rows, column, aggfunc="first", sort=False)
+    wide = wide.sort_index(axis=1).fillna("")
+    if wide.index.names[0] == "panel" and not any(wide.index.get_level_values("panel")):
+        wide = wide.droplevel("panel")
+    return str(wide.to_string())
 
 
 def _status(parsed: argparse.Namespace) -> int:
@@ -186,13 +193,13 @@ def _status(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps(report, indent=2))
     else:
-        print(f"{'figure':14}{'wanted':>8}{'present':>9}{'stale':>7}{'damaged':>9}{'missing':>9}")
+        print(f"{'figure':16}{'wanted':>8}{'present':>9}{'stale':>7}{'damaged':>9}{'missing':>9}")
         for figure, rows in report.items():
             count = {
                 name: sum(row["state"] == name for row in rows) for name in ("present", "stale", "damaged", "missing")
             }
             print(
-                f"{figure:14}{len(rows):8}{count['present']:9}{count['stale']:7}{count['damaged']:9}{count['missing']:9}"
+                f"{figure:16}{len(rows):8}{count['present']:9}{count['stale']:7}{count['damaged']:9}{count['missing']:9}"
             )
             for row in rows:
                 if row["why"]:

@@ -12,7 +12,7 @@ import pytest
 
 from sapcore import checkpoints, claims, cli, experiments, paths, results, runner, training
 from sapcore.cli import main
-from sapcore.experiments import cells, settings
+from sapcore.experiments import Settings, cells, settings, stored
 from sapcore.rl import double_dqn
 
 TINY = ("--dataset", "digits", "--eps", "0", "3", "--examples", "3", "--passes", "2")
@@ -106,8 +106,8 @@ def test_a_run_fills_an_empty_store_and_status_then_says_present(
 ) -> None:
     assert call("status", "fig1c", *TINY) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "figure          wanted  present  stale  damaged  missing",
-        "fig1c                5        0      0        0        5",
+        "figure            wanted  present  stale  damaged  missing",
+        "fig1c                  5        0      0        0        5",
     ]
     assert call("run", "fig1c", *TINY) == 0
     output = capsys.readouterr()
@@ -115,9 +115,35 @@ def test_a_run_fills_an_empty_store_and_status_then_says_present(
     assert ["fig1c"] in table
     assert {"dense vs dense", "SAP-100 vs SAP-100", "SAP-100 vs dense"} <= {" ".join(row[:3]) for row in table}
     assert "100%" in output.err
+    assert call("show", "fig1c", *TINY) == 0
+    shown = capsys.readouterr()
+    assert shown.out == output.out
+    assert shown.err == ""
+    row = stored("fig1c", settings("digits", [0, 3], examples=3, passes=2)).iloc[0]
+    text = f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    assert f"dense vs dense {text}" in " ".join(shown.out.split())
     assert call("status", "fig1c", *TINY) == 0
-    assert "fig1c                5        5      0        0        0" in capsys.readouterr().out
+    assert "fig1c                  5        5      0        0        0" in capsys.readouterr().out
     assert {results.state(cell) for cell in wanted("fig1c")} == {("present", "")}
+
+
+@pytest.mark.usefixtures("store")
+def test_show_says_what_is_not_in_the_store_and_computes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "compute", None)
+    assert call("show", "fig1c", *TINY) == 0
+    assert capsys.readouterr().out == "\nfig1c (not in the store: 6 of 6 numbers)\n"
+
+
+@pytest.mark.parametrize("figure", experiments.FIGURES)
+def test_every_figure_is_shown_with_a_row_per_curve(figure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = stored(figure, Settings())
+    assert call("show", figure) == 0
+    shown = capsys.readouterr().out
+    for name in frame["panel" if figure == "ladder_checks" else "series"].unique():
+        assert name in shown
+    assert shown.count("[") == len(frame.drop_duplicates(["panel", "series", "eps", "steps", "gradients"]))
 
 
 @pytest.mark.usefixtures("store")
