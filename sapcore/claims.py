@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sapcore import experiments, results
+from sapcore import adaptive, experiments, results
 from sapcore.errors import SapcoreError
 from sapcore.experiments import LEVELS, Point
 from sapcore.published import PUBLISHED, TABLE_1
@@ -118,6 +118,12 @@ class Numbers:
             return _shown(self.at(figure, series, eps, panel, steps))
         except Missing:
             return "(not computed yet)"
+
+    def left(self, panel: str, eps: float) -> str:
+        """What the strongest of the ladder's attacks and checks so far leaves a defence, in words, for prose."""
+        frame = pd.concat([self.frame("ladder"), self.frame("ladder_checks")])
+        rows = adaptive.strongest(frame[(frame["panel"] == panel) & (frame["eps"] == eps)])
+        return "(not computed yet)" if rows.empty else _shown(rows.iloc[0])
 
     def whole(self, figure: str) -> pd.DataFrame:
         """All of a figure's numbers; raises `Missing` if any is not there."""
@@ -926,7 +932,7 @@ CLAIMS = (
     Claim(
         "dropout, on",
         "Sec. 4.1",
-        "Networks trained with dropout, which stays on, are no more robust than dense.",
+        "Networks trained with dropout, which stays on, are no more robust than dense against FGSM.",
         "At λ = 1, 2, 4 none is clearly above the network trained as long without dropout; in direction: at one λ.",
         "fig2b",
         _no_gain("fig2b", SMALL),
@@ -934,7 +940,7 @@ CLAIMS = (
     Claim(
         "dropout, off",
         "Sec. 4.1",
-        "Networks trained with dropout, which is off, are no more robust than dense.",
+        "Networks trained with dropout, which is off, are no more robust than dense against FGSM.",
         "At λ = 1, 2, 4 none is clearly above the network trained as long without dropout; in direction: at one λ.",
         "fig2c",
         _no_gain("fig2c", SMALL),

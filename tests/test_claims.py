@@ -106,6 +106,8 @@ def test_what_the_front_page_says_of_changed_rules_is_true_of_the_store() -> Non
     assert 2 * sum(better) > len(better) > sum(better), "better calibrated than dense"
     assert errors["SAP-100"][32] > dense[32]
     assert claims._similar("fig3", "ADV+SAP-100", "ADV", (0, 1, 2))(n).verdict == FAILS
+    for kind, one, other in (("RNW", "RNW-0.02", "RNW-0.05"), ("RNA", "RNA-0.1", "RNA-0.2")):
+        assert n.at("fig5", one, 1, kind)["high"] < n.at("fig5", other, 1, kind)["low"]
     assert n.at("fig1b", "SAP-50", 1)["high"] < n.at("fig1b", "dense", 1)["low"]
     assert judged(BY_NAME["SAP adds to ADV"], n).verdict == FAILS
     gains = {e: n.at("fig3", "ADV+SAP-100", e)["low"] - n.at("fig3", "ADV", e)["high"] for e in (4, 8, 16)}
@@ -439,6 +441,18 @@ def ladder(given: dict[tuple[str, str], float], otherwise: float = 0.5) -> pd.Da
 OURS, THEIRS = "SAP-100", "Bernoulli-SAP-200"
 SINGLE, CONSTANT = "single passes, through the scale", "single passes, constant scale"
 BLACK_BOX = "Square (black box)"
+
+
+def test_what_is_left_is_that_of_the_strongest_attack_of_the_ladder_or_its_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rungs = ladder({(OURS, "FGSM"): 0.4, (OURS, BLACK_BOX): 0.3}).assign(single_pass=0.1, every_pass=0.0)
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: rungs)
+    assert Numbers().left(OURS, 2).startswith("30.0 % [")
+    more = rungs[rungs["series"] == "FGSM"].assign(accuracy=0.2)
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: rungs if figure == "ladder" else more)
+    assert Numbers().left(OURS, 2).startswith("20.0 % [")
+    assert Numbers().left(OURS, 3) == "(not computed yet)"
 
 
 @pytest.mark.parametrize(
