@@ -120,9 +120,10 @@ def fig5(frame: pd.DataFrame, sap: pd.DataFrame) -> Figure:
     _style()
     panels = list(frame["panel"].unique())
     columns = max(1, min(len(panels), 3))
+    bands = max(1, -(-len(panels) // columns))
     figure, axes = plt.subplots(
-        -(-len(panels) // columns), columns, figsize=(3.6 * columns, 3.6 * -(-len(panels) // columns)),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
+        bands, columns, figsize=(3.6 * columns, 3.6 * bands), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
     )  # fmt: skip
     grid = sorted(frame["eps"].unique())
     for panel, one in zip(panels, axes.flat, strict=False):

@@ -493,6 +493,8 @@ def test_baselines_have_a_panel_each_with_the_curves_of_their_levels() -> None:
         assert axes.get_legend_handles_labels()[1] == ["dense", f"{panel}-1", f"{panel}-2", "SAP-100"]
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "4"]
     assert "SAP-100" not in figures.fig5(baselines(), make(("dense",))).axes[0].get_legend_handles_labels()[1]
+    nothing = figures.fig5(baselines().iloc[:0], make(("dense",)))
+    assert not any(axes.has_data() for axes in nothing.axes), "the book's cells may be missing"
 
 
 def test_the_best_level_of_each_baseline_stands_beside_sap_and_is_bold_where_it_reaches_it() -> None:
