@@ -155,19 +155,22 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    """Print the stored numbers of the figures with their 95 % intervals, in percent or, of games, in points; computes
-    nothing."""
+    """Print the stored numbers of the figures with their 95 % intervals, and compute nothing: accuracies in percent,
+    calibration errors in percent (fig4), returns (table1)."""
     for figure in parsed.figures or experiments.FIGURES:
         frame = experiments.stored(figure, _settings(parsed))
         lacking = len(frame.attrs["missing"])
         print(f"\n{figure}" + (f" (not in the store: {lacking} of {lacking + len(frame)} numbers)" if lacking else ""))
+        if figure == "fig4":
+            bins = experiments.stored_calibrations(_settings(parsed))
+            frame = bins.drop_duplicates(["series", "eps"]).assign(panel="", low=bins["ece_low"], high=bins["ece_high"])
         if len(frame):
             print(_in_columns(figure, frame))
     return 0
 
 
 def _in_columns(figure: str, frame: pd.DataFrame) -> str:
-    name, unit = ("mean", 1) if figure == "table1" else ("accuracy", 100)
+    name, unit = {"table1": ("mean", 1), "fig4": ("ece", 100)}.get(figure, ("accuracy", 100))
     column = {"fig1c_steps": "steps", "fig6_budget": "gradients", "ladder_checks": "steps"}.get(figure, "eps")
     rows = {"ladder_checks": ["panel", "eps", "gradient_passes"]}.get(figure, ["panel", "series"])
     ends = (unit * frame[["low", "high"]]).itertuples(index=False)

@@ -597,11 +597,17 @@ def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def calibrations(s: Settings, device: str | None = None) -> pd.DataFrame:
-    """The reliability diagrams of Fig. 4, one row per network, eps and bin; computed and missing as in `table`.
+    """The reliability diagrams of Fig. 4 (see `stored_calibrations`), computed and missing as in `table`."""
+    table("fig4", s, device)
+    return stored_calibrations(s)
 
-    Columns: series, eps, bin, images, confidence (mean in the bin), accuracy, ece, ece_low, ece_high.
+
+def stored_calibrations(s: Settings) -> pd.DataFrame:
+    """The reliability diagrams of Fig. 4 that are in the store, one row per network, eps and bin.
+
+    Columns: series, eps, bin, images, confidence (mean in the bin), accuracy, ece, ece_low, ece_high; `.attrs` as in
+    `stored`.
     """
-    frame = table("fig4", s, device)
     rows = []
     for cell, series, _ in points("fig4", s):
         found = results.read(cell, ALSO["fig4"])
@@ -613,5 +619,5 @@ def calibrations(s: Settings, device: str | None = None) -> pd.DataFrame:
             rows.append((series, cell.attack.eps, i, images, confidence, accuracy, c["ece"], c["low"], c["high"]))
     names = ["series", "eps", "bin", "images", "confidence", "accuracy", "ece", "ece_low", "ece_high"]
     result = pd.DataFrame(rows, columns=names)
-    result.attrs = frame.attrs
+    result.attrs = stored("fig4", s).attrs
     return result

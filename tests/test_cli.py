@@ -136,6 +136,13 @@ def test_show_says_what_is_not_in_the_store_and_computes_nothing(
     assert capsys.readouterr().out == "\nfig1c (not in the store: 6 of 6 numbers)\n"
 
 
+def test_of_figure_4_the_calibration_errors_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "fig4") == 0
+    row = experiments.stored_calibrations(Settings()).iloc[0]
+    text = f"{100 * row['ece']:.1f} [{100 * row['ece_low']:.1f}, {100 * row['ece_high']:.1f}]"
+    assert f"dense {text}" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("figure", experiments.FIGURES)
 def test_every_figure_is_shown_with_a_row_per_curve(figure: str, capsys: pytest.CaptureFixture[str]) -> None:
     frame = stored(figure, Settings())
@@ -156,8 +163,9 @@ def test_a_second_run_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computing a cell costs nothing."""
-    result = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10, "calibration": {}}
-    result |= {"mean": 0.5, "returns": [0.5], "steps": 9}
+    result = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10}
+    bins = {"images": [10], "confidence": [0.6], "correct": [5], "ece": 0.1, "low": 0.0, "high": 0.2}
+    result |= {"calibration": bins, "mean": 0.5, "returns": [0.5], "steps": 9}
     monkeypatch.setattr(runner, "compute", lambda cell, device: result)
 
 
