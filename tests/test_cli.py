@@ -163,7 +163,7 @@ def test_a_second_run_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computing a cell costs nothing."""
-    result = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10}
+    result: dict[str, Any] = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "correct": 5, "images": 10}
     bins = {"images": [10], "confidence": [0.6], "correct": [5], "ece": 0.1, "low": 0.0, "high": 0.2}
     result |= {"calibration": bins, "mean": 0.5, "returns": [0.5], "steps": 9}
     monkeypatch.setattr(runner, "compute", lambda cell, device: result)
