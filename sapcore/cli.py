@@ -158,12 +158,13 @@ def _show(parsed: argparse.Namespace) -> int:
     """Print the stored numbers of the figures with their 95 % intervals, and compute nothing: accuracies in percent,
     calibration errors in percent (fig4), returns (table1)."""
     for figure in parsed.figures or experiments.FIGURES:
-        frame = experiments.stored(figure, _settings(parsed))
+        s = _settings(parsed)
+        frame = experiments.stored(figure, s)
         lacking = len(frame.attrs["missing"])
         print(f"\n{figure}" + (f" (not in the store: {lacking} of {lacking + len(frame)} numbers)" if lacking else ""))
         if figure == "fig4":
-            bins = experiments.stored_calibrations(_settings(parsed))
-            frame = bins.drop_duplicates(["series", "eps"]).assign(panel="", low=bins["ece_low"], high=bins["ece_high"])
+            frame = experiments.stored_calibrations(s).drop_duplicates(["series", "eps"]).assign(panel="")
+            frame = frame.rename(columns={"ece_low": "low", "ece_high": "high"})
         if len(frame):
             print(_in_columns(figure, frame))
     return 0

@@ -181,10 +181,8 @@ def fig1b(s: Settings) -> list[Point]:
     return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
 
 
-def _iterative(
-    s: Settings, defence: Defence, source: Defence, e: float, steps: int, passes: int, trained: str = ""
-) -> Cell:
-    return _cell(s, defence, Attack("iterative", e, source, "mean_of_gradients", passes, s.step, steps), trained)
+def _iterative(s: Settings, defence: Defence, source: Defence, e: float, steps: int, passes: int) -> Cell:
+    return _cell(s, defence, Attack("iterative", e, source, "mean_of_gradients", passes, s.step, steps))
 
 
 _DUELS = ((DENSE, DENSE), (SAP_100, SAP_100), (SAP_100, DENSE))
@@ -245,11 +243,11 @@ def fig2c_iterative(s: Settings) -> list[Point]:
     All on the images of a noisy cell.
     """
     s = dataclasses.replace(s, examples=s.examples or SIZES[s.dataset][0])
-    trained = {"dense": "", "dropout-0": CONTROL[s.dataset]} | {n: n for n in (f"dropout-{p:g}" for p in DROPOUT_RATES)}
+    attacks = [_iterative(s, DENSE, DENSE, e, s.steps, 1).attack for e in s.eps or EPS_ITERATIVE]
     points = [
-        Point(_iterative(s, DENSE, DENSE, e, s.steps, 1, name), series)
-        for series, name in trained.items()
-        for e in s.eps or EPS_ITERATIVE
+        Point(dataclasses.replace(cell, attack=attack), series)
+        for cell, series, _ in fig2c(dataclasses.replace(s, eps=(0,)))
+        for attack in attacks
     ]
     on_sap = (p for p in fig1c(s) if p.cell.defence == SAP_100)
     return points + [Point(p.cell, p.series.removesuffix(" vs SAP-100")) for p in on_sap]

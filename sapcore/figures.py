@@ -523,18 +523,20 @@ def benchmark_origin(row: dict[str, Any]) -> Markdown:
     )
 
 
-def accuracy_table(frame: pd.DataFrame) -> Markdown:
-    """Accuracy in percent with its interval: a row per series, a column per eps."""
-    return _with_intervals(frame, ("accuracy", "low", "high"), "accuracy (%) [95 % interval]")
+def accuracy_table(frame: pd.DataFrame, column: str = "eps") -> Markdown:
+    """Accuracy in percent with its interval: a row per series, a column per eps, or per `steps` or `gradients`."""
+    heading = "accuracy (%) [95 % interval]" + ("" if column == "eps" else f" after so many {column}")
+    return _with_intervals(frame, ("accuracy", "low", "high"), heading, column)
 
 
-def _with_intervals(frame: pd.DataFrame, names: tuple[str, str, str], heading: str) -> Markdown:
+def _with_intervals(frame: pd.DataFrame, names: tuple[str, str, str], heading: str, column: str = "eps") -> Markdown:
     """Three columns of the frame, a fraction and its interval, as percent: a row per series, a column per eps."""
-    frame = frame.drop_duplicates(["series", "eps"])  # dense may be in several panels
+    frame = frame.drop_duplicates(["series", column])  # dense may be in several panels
     numbers = (frame[name] for name in names)
     text = [f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for a, low, high in zip(*numbers, strict=True)]
-    wide = frame.assign(text=text).pivot(index="series", columns="eps", values="text").reindex(frame["series"].unique())
-    wide.columns = [f"λ = {e:g}" for e in wide.columns]
+    wide = frame.assign(text=text).pivot(index="series", columns=column, values="text")
+    wide = wide.reindex(frame["series"].unique())
+    wide.columns = [f"λ = {x:g}" if column == "eps" else f"{x:,}" for x in wide.columns]
     return Markdown(wide.fillna("–").rename_axis(heading).to_markdown())
 
 

@@ -367,6 +367,11 @@ def test_the_table_holds_every_accuracy_with_its_interval() -> None:
     assert lines[0][1:] == ["λ = 0", "λ = 1", "λ = 4"]
     assert lines[2] == ["dense", "90.0 [87.0, 92.0]", "80.0 [77.0, 82.0]", "50.0 [47.0, 52.0]"]
     assert [line[0] for line in lines[2:]] == ["dense", "SAP-5", "SAP-100"]
+    text = figures.accuracy_table(budget(), "gradients").data
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == ["accuracy (%) [95 % interval] after so many gradients", "1", "10", "1,000"]
+    assert [line[0] for line in lines[2:]] == ["FGSM", "10 steps"]
+    assert not any("–" in line for line in lines[2:])
 
 
 def test_published_and_own_numbers_stand_side_by_side_with_their_source() -> None:
