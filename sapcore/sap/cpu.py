@@ -678,24 +678,45 @@ def _sum_of_magnitudes(h, rectify):
 
 
 @njit(**FAST)
-def _by_share(h, factor, grad, rectify, coins, inverse_l1, r, direct, slope):
-    """Of each kept unit: grad times its scale, and grad h times the scale's derivative by p; returns sum(slope p)."""
+def _shares(h, rectify, coins, inverse_l1, r, share, kept):
+    """p of each unit, and the probability that it is kept."""
+    for i in range(len(h)):
+        x = _load(h[i])
+        x = max(x, f32(0.0)) if rectify else x
+        q = min(abs(x) * inverse_l1, f32(1.0))
+        log = -q if coins else _log_of_complement(q, f32(1.0) - q)
+        share[i] = q
+        kept[i] = max(_one_minus_exp(r * log), f32(1e-30))
+
+
+@njit(**FAST)
+def _of_kept(grad, factor, out):
+    for i in range(len(out)):
+        out[i] = _load(grad[i]) if _load(factor[i]) != f32(0.0) else f32(0.0)
+
+
+@njit(**FAST)
+def _slopes(h, rectify, coins, r, share, direct, slope):
+    """In place: gradients to these times the scale, and probabilities to grad h times the scale's derivative by p."""
+    for i in range(len(h)):
+        x = _load(h[i])
+        x = max(x, f32(0.0)) if rectify else x
+        g, kept = direct[i], slope[i]
+        s = f32(1.0) / kept
+        # the derivative of the probability by p, over r: exp(-r p), or (1 - p)^(r - 1)
+        rest = (f32(1.0) - kept) / (f32(1.0) if coins else max(f32(1.0) - share[i], f32(1e-7)))
+        direct[i] = g * s
+        slope[i] = -g * x * r * rest * s * s
+
+
+@njit(**FAST)
+def _sum_of_products(x, y):
+    """In order, so that it is the same on every machine."""
     total = 0.0
-    for start in range(0, len(h), 1024):
+    for start in range(0, len(x), 1024):
         part = f32(0.0)
-        for i in range(start, min(len(h), start + 1024)):
-            x = _load(h[i])
-            x = max(x, f32(0.0)) if rectify else x
-            q = min(abs(x) * inverse_l1, f32(1.0))
-            log = -q if coins else _log_of_complement(q, f32(1.0) - q)
-            kept_probability = max(_one_minus_exp(r * log), f32(1e-30))
-            s = f32(1.0) / kept_probability
-            # the derivative of the probability by p, over r: exp(-r p), or (1 - p)^(r - 1)
-            rest = (f32(1.0) - kept_probability) / (f32(1.0) if coins else max(f32(1.0) - q, f32(1e-7)))
-            g = _load(grad[i]) if _load(factor[i]) != f32(0.0) else f32(0.0)
-            direct[i] = g * s
-            slope[i] = -g * x * r * rest * s * s
-            part += slope[i] * q
+        for i in range(start, min(len(x), start + 1024)):
+            part += x[i] * y[i]
         total += float(part)
     return total
 
@@ -718,11 +739,15 @@ def through_scale_rows(workers, h, factor, grad, rectify, coins, r, out):
     """
     n, a = h.shape
     for worker in prange(workers):
+        share = np.empty(a, dtype=np.float32)
         direct, slope = np.empty(a, dtype=np.float32), np.empty(a, dtype=np.float32)
         for row in range(worker * n // workers, (worker + 1) * n // workers):
             l1 = _sum_of_magnitudes(h[row], rectify)
             inverse_l1 = f32(1.0 / l1) if l1 > 0.0 else f32(0.0)
-            mean = f32(_by_share(h[row], factor[row], grad[row], rectify, coins, inverse_l1, f32(r), direct, slope))
+            _shares(h[row], rectify, coins, inverse_l1, f32(r), share, slope)
+            _of_kept(grad[row], factor[row], direct)
+            _slopes(h[row], rectify, coins, f32(r), share, direct, slope)
+            mean = f32(_sum_of_products(slope, share))
             _write_through_scale(h[row], rectify, inverse_l1, mean, direct, slope, out[row])
 
 
