@@ -2,7 +2,7 @@
 
     python benchmarks/network.py
 
-The paper (Sec. 4.1) reports 20 seconds for one backward pass of 512 examples on 8 GPUs. The same network with
+The paper (Sec. 4.4) reports 20 seconds for one backward pass of 512 examples on 8 GPUs. The same network with
 Algorithm 1 as printed, on torch.multinomial, is timed once for comparison.
 """
 

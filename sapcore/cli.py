@@ -234,7 +234,7 @@ def _claims(parsed: argparse.Namespace) -> int:
     for row in card.to_dict(orient="records"):
         print(f"{row['verdict']:20}{row['place']}: {row['sentence']}")
         print(f"{'':20}{row['why']}" + (f"; published: {row['published']}" if row["published"] else ""))
-    print(", ".join(f"{count} {verdict}" for verdict, count in claims.counts(card).items()))
+    print(", ".join(f"{verdict}: {count}" for verdict, count in claims.counts(card).items()))
     return 0
 
 

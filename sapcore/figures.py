@@ -754,7 +754,7 @@ _HEADS = {
     HOLDS: "claims hold:",
     DIRECTION: "hold in direction, not in size:",
     FAILS: "do not hold:",
-    OPEN: "cannot be judged yet:",
+    OPEN: "cannot be judged:",
 }
 
 

@@ -312,7 +312,7 @@ def test_claims_are_printed_with_their_numbers_and_counted(capsys: pytest.Captur
     assert call("claims") == 0
     *rows, last = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 * len(claims.CLAIMS)
-    counted = {verdict: int(count) for count, verdict in (part.split(" ", 1) for part in last.split(", "))}
+    counted = {verdict: int(count) for verdict, count in (part.split(": ") for part in last.split(", "))}
     assert list(counted) == list(claims.VERDICTS)
     assert sum(counted.values()) == len(claims.CLAIMS)
     assert call("claims", "--json") == 0
