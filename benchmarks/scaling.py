@@ -18,16 +18,17 @@ from common import arguments, network, report, seconds_of, test_images
 
 from sapcore import evaluation, sap, with_sap
 
+UNITS = 2**21  # of the maps that are treated at once
 IMAGES, PASSES, SIDES = (100, 300, 1000, 3000, 10_000), (1, 10, 100, 1000), (16, 32, 64, 128, 256)
 
 
 def measure(what: str, number: int, dataset: str, device: torch.device) -> dict[str, object]:
-    """Seconds and peak memory of one point: `number` images (1 pass), passes (16 images) or a map's side."""
+    """Seconds and peak memory of one point: `number` images (1 pass), passes (16 images) or a map's side (64 maps)."""
     if what == "map side":
         h = torch.rand(64, 16, number, number, device=device).contiguous(memory_format=torch.channels_last)
 
         def run(examples: int = len(h)) -> None:
-            for rows in h[:examples].split(8):
+            for rows in h[:examples].split(UNITS // h[0].numel()):
                 sap(rows)
     else:
         noisy = with_sap(network(dataset, device), 100)

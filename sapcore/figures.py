@@ -493,8 +493,12 @@ def speeds(frame: pd.DataFrame, axis: str, lines: dict[str, float] | None = None
     return figure
 
 
+GROWING = {"images": "images", "passes": "passes for 16 images", "map side": "height × width of 64 maps"}
+"""What grows in `benchmarks/scaling.py`, in words."""
+
+
 def scaling_lines(table: list[dict[str, Any]]) -> Figure:
-    """Seconds and peak memory against what grows; the axis of memory alone begins at 0."""
+    """Seconds and peak memory against what grows, as `benchmarks/scaling.py` lets it; only memory begins at 0."""
     _style()
     frame = pd.DataFrame(table)
     figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharey="row")
@@ -506,7 +510,7 @@ def scaling_lines(table: list[dict[str, Any]]) -> Figure:
             part.set(xscale="log")
         column[0].set(yscale="log")
         column[1].set(ylim=(0, 1.1 * frame["peak MiB"].max()))
-        column[1].set_xlabel("places of a map" if what == "map side" else str(what))
+        column[1].set_xlabel(GROWING[str(what)])
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory (MiB)")
     figure.tight_layout()
@@ -627,7 +631,8 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
         for name, row in rows.items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[*heads, "mean distance (points)", "training"])
-    return Markdown(table.rename_axis("accuracy (%) [95 % interval]").to_markdown(disable_numparse=True))
+    table = table if any(short.values()) else table.drop(columns="training")
+    return Markdown(table.rename_axis("accuracy (%) [interval]").to_markdown(disable_numparse=True))
 
 
 def ladder(frame: pd.DataFrame) -> Figure:
@@ -809,9 +814,9 @@ def origin(frame: pd.DataFrame) -> Markdown:
     devices, commits = (", ".join(sorted(set(frame[name]))) for name in ("device", "commit"))
     missing = frame.attrs["missing"]
     figure = frame.attrs["figure"]
-    gap = (
-        f" **Not computed yet: {len(missing)} of the cells; `sapcore run {figure}` computes them.**" if missing else ""
-    )
+    waiting = frame.attrs.get("waiting", 0)
+    gap = f" **Not computed yet: {len(missing)} of the cells; `sapcore run {figure}` computes them" if missing else ""
+    gap += f", but for those of networks that are not trained yet, {waiting}" * (waiting > 0) + ".**" * (gap != "")
     where = f"device: {devices}; commit: {commits}" if len(frame) else "nothing stored"
     return Markdown(f"*{figure}, {_subject(frame)}; {'; '.join([*line, where])}.*{gap}")
 

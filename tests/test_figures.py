@@ -429,7 +429,10 @@ def test_the_line_beneath_says_images_passes_device_and_commit() -> None:
 def test_the_line_beneath_says_what_is_not_computed_yet_and_how_to_do_it() -> None:
     text = figures.origin(make(missing=("SAP-100 fgsm eps 8", "SAP-100 fgsm eps 16"))).data
     assert "Not computed yet: 2 of the cells" in text
-    assert "`sapcore run fig1b`" in text
+    assert "`sapcore run fig1b` computes them.**" in text
+    frame = make(missing=("SAP-100 fgsm eps 8", "SAP-100 fgsm eps 16"))
+    frame.attrs["waiting"] = 1
+    assert "computes them, but for those of networks that are not trained yet, 1.**" in figures.origin(frame).data
 
 
 def test_the_model_card_says_accuracy_recipe_time_device_and_commit() -> None:
