@@ -7,7 +7,9 @@ of additions. Rows of float32 or bfloat16 units in channels_last order come in, 
 touches memory but each worker's scratch rows, which stay in the cache.
 """
 
+import functools
 import math
+import threading
 
 import numba
 import numpy as np
@@ -643,17 +645,18 @@ def _write_mask(chosen, scratch, mask):
 
 
 @njit(parallel=True, nogil=True, cache=True, **FAST)
-def sap_rows(workers, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, out, factor, mask):
+def sap_rows(memory, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, out, factor, mask):
     """SAP on rows of units (N, a), float32 or bfloat16 (as uint16); True if all are finite.
 
     With `rectify` of their relu; with `scale` and `shift`, which repeat along the row, of relu(h * scale + shift).
     `factor` (the derivative of out by h) and `mask` are (N, a), or (0, 0) if not wanted. The arithmetic is float32,
-    rounded once at the end.
+    rounded once at the end. `memory`, bytes, has a row for each worker.
     """
     n, a = h.shape
+    workers = len(memory)
     finite = np.ones(n, dtype=np.bool_)
     for worker in prange(workers):
-        scratch = _scratch(a)
+        scratch = _scratch(memory[worker], a)
         for row in range(worker * n // workers, (worker + 1) * n // workers):
             names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
             chosen = _choose_row(h[row], rectify, scale, shift, r, scratch, names[0], names[1], layer, k0, k1)
@@ -732,15 +735,16 @@ def _write_through_scale(h, rectify, inverse_l1, mean, direct, slope, out):
 
 
 @njit(parallel=True, nogil=True, cache=True, **FAST)
-def through_scale_rows(workers, h, factor, grad, rectify, coins, r, out):
+def through_scale_rows(memory, h, factor, grad, rectify, coins, r, out):
     """The gradient by h of SAP given its mask, through p and the scale too; `factor` is 0 where a unit is not kept.
 
-    With `coins` of Bernoulli SAP, which keeps a unit with probability 1 - exp(-r p).
+    With `coins` of Bernoulli SAP, which keeps a unit with probability 1 - exp(-r p). `memory` is as in `sap_rows`.
     """
     n, a = h.shape
+    workers, one = len(memory), _lines(a, 4)
     for worker in prange(workers):
-        share = np.empty(a, dtype=np.float32)
-        direct, slope = np.empty(a, dtype=np.float32), np.empty(a, dtype=np.float32)
+        rows = memory[worker, : 3 * one].view(np.float32)
+        share, direct, slope = rows[:a], rows[one // 4 :][:a], rows[one // 2 :][:a]
         for row in range(worker * n // workers, (worker + 1) * n // workers):
             l1 = _sum_of_magnitudes(h[row], rectify)
             inverse_l1 = f32(1.0 / l1) if l1 > 0.0 else f32(0.0)
@@ -752,29 +756,69 @@ def through_scale_rows(workers, h, factor, grad, rectify, coins, r, out):
 
 
 @njit(**FAST)
-def _scratch(a):
-    """A worker's own rows.
+def _lines(count, size):
+    """The bytes of so many elements, up to a whole cache line."""
+    return (count * size + 63) // 64 * 64
+
+
+@njit(**FAST)
+def _lengths(a):
+    """Of the rows that grow with the map: units and then some, units packed, groups of each word, sums of weights."""
+    packed = (a + LANES - 1) // LANES * LANES + 8 * LANES
+    quarter = (a + 3) // 4
+    whole = 4 * quarter + LANES  # a run's last LANES units may reach so far
+    return whole, packed, (quarter + LANES - 1) // LANES, packed // (LANES - 1) + LEVELS * LANES
+
+
+@functools.cache
+def _bytes_of_scratch(a: int) -> int:
+    """What `_scratch` takes of `memory`."""
+    whole, packed, groups, sums = _lengths(a)
+    return int(2 * _lines(whole, 4) + 2 * _lines(packed, 4) + _lines(packed, 1) + _lines(4 * groups, 2) + 8 * sums)
+
+
+@njit(**FAST)
+def _scratch(memory, a):
+    """A worker's own rows, the long ones in `memory`.
 
     Magnitudes, and which are not 0; these alone, their mask, words, words side by side, and times; sums of weights and
     where their levels begin, missing draws, where the units of each word begin among what is packed, and scales.
     """
-    packed = (a + LANES - 1) // LANES * LANES + 8 * LANES
-    quarter = (a + 3) // 4
-    whole = 4 * quarter + LANES  # a run's last LANES units may reach so far
+    whole, packed, groups, sums = _lengths(a)
+    at_scales = _lines(whole, 4)
+    at_packed = at_scales + _lines(whole, 4)
+    at_words = at_packed + _lines(packed, 4)
+    at_keep = at_words + _lines(packed, 4)
+    at_filled = at_keep + _lines(packed, 1)
+    at_sums = at_filled + _lines(4 * groups, 2)
     return (
-        np.empty(whole, dtype=np.float32),
-        np.empty((4, (quarter + LANES - 1) // LANES), dtype=np.uint16),
-        np.empty(packed, dtype=np.float32),
-        np.empty(packed, dtype=np.bool_),
+        memory[: 4 * whole].view(np.float32),
+        memory[at_filled : at_filled + 8 * groups].view(np.uint16).reshape(4, groups),
+        memory[at_packed : at_packed + 4 * packed].view(np.float32),
+        memory[at_keep : at_keep + packed].view(np.bool_),
         np.empty((4, CHUNK), dtype=np.uint32),
-        np.zeros(packed, dtype=np.uint32),
+        memory[at_words : at_words + 4 * packed].view(np.uint32),
         np.empty(CHUNK, dtype=np.float32),
-        np.empty(packed // (LANES - 1) + LEVELS * LANES, dtype=np.int64),
+        memory[at_sums : at_sums + 8 * sums].view(np.int64),
         np.empty(LEVELS, dtype=np.int64),
         np.empty((2, 2 * CHUNK), dtype=np.int64),
         np.empty(5, dtype=np.int64),
-        np.empty(whole, dtype=np.float32),
+        memory[at_scales : at_scales + 4 * whole].view(np.float32),
     )
+
+
+KEPT_BYTES = 2**25  # per worker: enough for maps of 1.8 million units
+_kept = threading.local()
+
+
+def _memory(workers: int, count: int) -> np.ndarray:
+    """So many bytes for each worker, the same at the next call: fresh ones cost more than all else on a large map."""
+    if count > KEPT_BYTES:
+        return np.empty((workers, count), dtype=np.uint8)
+    memory: np.ndarray | None = getattr(_kept, "memory", None)
+    if memory is None or memory.shape[0] < workers or memory.shape[1] < count:
+        _kept.memory = memory = np.empty((workers, count), dtype=np.uint8)
+    return memory[:workers]
 
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -809,7 +853,8 @@ def forward(
         arrays = (_array(t) if t is not None else _UNWANTED[h.dtype] for t in (out, factor))
         kept = mask.numpy().reshape(len(h), a) if mask is not None else _UNWANTED[torch.bool]
         affine = affine or (_NO_AFFINE, _NO_AFFINE)
-        if not sap_rows(numba.get_num_threads(), _array(rows), rectify, *affine, r, *key, *names, layer, *arrays, kept):
+        memory = _memory(numba.get_num_threads(), _bytes_of_scratch(a))
+        if not sap_rows(memory, _array(rows), rectify, *affine, r, *key, *names, layer, *arrays, kept):
             raise SapcoreError("the activation map holds nan or inf, but SAP needs finite activations")
     return (_like(h, out), None if factor is None else _like(h, factor), None if mask is None else _like(h, mask))
 
@@ -822,7 +867,8 @@ def through_scale(
     out = torch.empty_like(rows)
     if rows.numel():
         arrays = (_array(t) for t in (rows, factors, grads))
-        through_scale_rows(numba.get_num_threads(), *arrays, rectify, coins, r, _array(out))
+        memory = _memory(numba.get_num_threads(), 3 * _lines(rows[0].numel(), 4))
+        through_scale_rows(memory, *arrays, rectify, coins, r, _array(out))
     return _like(h, out)
 
 

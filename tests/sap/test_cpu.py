@@ -172,7 +172,16 @@ def test_what_is_not_wanted_is_not_made_and_changes_nothing(dtype: torch.dtype) 
 
 @pytest.mark.parametrize("a", [*range(1, 140), 1021, 16383, 16384, 16385, LARGEST_MAP])
 def test_no_vector_reaches_beyond_a_workers_rows(a: int) -> None:
-    magnitude, filled, packed, *_, lower, begins, _, first, scales = cpu._scratch(a)
+    memory = np.empty(cpu._bytes_of_scratch(a), dtype=np.uint8)
+    rows = cpu._scratch(memory, a)
+    places = [(row.ctypes.data, row.nbytes) for row in rows if np.may_share_memory(row, memory)]
+    assert len(places) == 7
+    before = [memory.ctypes.data, *(place + count for place, count in sorted(places))]
+    assert all(end <= place for end, (place, _) in zip(before, sorted(places), strict=False)), "two rows overlap"
+    assert before[-1] <= memory.ctypes.data + len(memory)
+    magnitude, filled, packed, keep, _, words, _, lower, begins, _, first, scales = rows
+    assert filled.shape == (4, ((a + 3) // 4 + cpu.LANES - 1) // cpu.LANES)
+    assert len(keep) == len(words) == len(packed)
     last = max(cpu._run(a, w)[0] for w in range(4)) + cpu.LANES * filled.shape[1]
     assert last <= min(len(magnitude), len(scales))
     ends = 0
@@ -235,3 +244,24 @@ def test_the_number_of_threads_changes_nothing() -> None:
     finally:
         numba.set_num_threads(before)
     assert all(torch.equal(out, outputs[0]) for out in outputs)
+
+
+def test_the_memory_of_a_larger_map_and_of_more_threads_changes_nothing() -> None:
+    import numba
+
+    def everything(n: int, a: int) -> list[torch.Tensor]:
+        h = torch.randn(n, a, generator=torch.Generator().manual_seed(a))
+        out, factor, mask = cpu.forward(h, a, 3, torch.arange(n), torch.arange(n), 0, False, True, True)
+        assert factor is not None
+        assert mask is not None
+        return [out, factor, mask, cpu.through_scale(h, factor, torch.ones_like(h), a)]
+
+    found = [everything(4, 100), everything(2, 70_000), everything(4, 100), everything(2, 70_000)]
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        found += [everything(4, 100), everything(2, 70_000)]
+    finally:
+        numba.set_num_threads(before)
+    for later in range(2, len(found)):
+        assert all(torch.equal(x, y) for x, y in zip(found[later % 2], found[later], strict=True))
