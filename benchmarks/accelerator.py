@@ -4,12 +4,14 @@
 
 In order: the tests of the Triton kernels on the hardware, the benchmarks, the trainings that have no checkpoint, all of
 them side by side, and the cells that are missing from the store. Each step that is done leaves a mark in FOLDER and is
-not repeated; its log is there too. After each step what is new under data/ is packed into FOLDER/results.tar, to be
-unpacked in the repository that the numbers are for. No step is begun after `--minutes`; trainings and cells stop there
-and go on later: cells and networks anywhere, agents where their `.state/` still is.
+not repeated; its log is there too. After each step what is new or changed under data/ since the first start, and
+half-finished networks, are packed into FOLDER/results.tar, to be unpacked in a checkout of the same commit: files there
+are replaced. No step is begun after `--minutes`; trainings and cells stop there and go on later: cells and networks
+anywhere, agents where their `.state/` still is.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -68,18 +70,26 @@ def _environment(processes: int) -> dict[str, str]:
     return found
 
 
+def stamps() -> dict[str, list[int]]:
+    """Size and time of all files that `pack` may pack; an agent's replay would be too large."""
+    found = {}
+    for folder in (*NEW, STATE.name):
+        for path in (ROOT / folder).rglob("*"):
+            name = path.relative_to(ROOT).as_posix()
+            whole = path.is_file() and path.suffix not in (".tmp", ".lock")
+            if whole and not name.startswith(f"{STATE.name}/double-dqn-"):
+                found[name] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return found
+
+
 def pack(out: Path) -> None:
-    """What the repository gains, and half-finished networks, in one file; an agent's replay would be too large."""
-    temporary = out / ".results.tar"
+    """What has changed since the first start, in one file."""
+    before, temporary = json.loads((out / "before.json").read_text()), out / ".results.tar"
     with tarfile.open(temporary, "w") as tar:
-        for name in (*NEW, STATE.name):
-            if (ROOT / name).exists():
-                tar.add(ROOT / name, arcname=name, filter=_small)
+        for name, stamp in stamps().items():
+            if before.get(name) != stamp:
+                tar.add(ROOT / name, arcname=name)
     temporary.replace(out / "results.tar")
-
-
-def _small(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if member.name.startswith(f"{STATE.name}/double-dqn-") else member
 
 
 def main() -> None:
@@ -89,6 +99,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes
+    if not (options.out / "before.json").exists():
+        (options.out / "before.json").write_text(json.dumps(stamps()))
     marks = options.out / "done.txt"
     done = set(marks.read_text().split()) if marks.exists() else set()
     failed = []

@@ -18,6 +18,7 @@ from common import arguments, network, report, seconds_of, test_images
 
 from sapcore import evaluation, sap, with_sap
 
+ONE_POINT = "--one-point"
 UNITS = 2**21  # of the maps that are treated at once
 IMAGES, PASSES, SIDES = (100, 300, 1000, 3000, 10_000), (1, 10, 100, 1000), (16, 32, 64, 128, 256)
 
@@ -50,14 +51,15 @@ def _peak_bytes() -> int:
 
 
 def main() -> None:
-    if len(sys.argv) == 5:  # one point, in a process of its own
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), sys.argv[3], torch.device(sys.argv[4]))))
+    if sys.argv[1:2] == [ONE_POINT]:  # in a process of its own
+        what, number, dataset, device = sys.argv[2:]
+        print(json.dumps(measure(what, int(number), dataset, torch.device(device))))
         return
-    options = arguments(__doc__)
+    options = arguments(__doc__, points=5)
     table: list[dict[str, object]] = []
     for what, numbers in (("images", IMAGES), ("passes", PASSES), ("map side", SIDES)):
-        for number in numbers:
-            command = [sys.executable, __file__, what, str(number), options.dataset, str(options.device)]
+        for number in numbers[: options.points]:
+            command = [sys.executable, __file__, ONE_POINT, what, str(number), options.dataset, str(options.device)]
             table.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     lines = {}
     for what in ("images", "passes", "map side"):

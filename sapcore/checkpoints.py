@@ -111,8 +111,12 @@ def alone(name: str, folder: Path) -> Iterator[None]:
 
 
 def is_by(name: str, recipe: Any) -> bool:
-    """Whether the checkpoint is at hand and was trained by this recipe."""
-    return name in names() and not _unlike(recipe, card(name).get("recipe", {}))
+    """Whether the checkpoint is at hand, whole, and was trained by this recipe."""
+    try:
+        load(name)
+    except CheckpointError:
+        return False
+    return not _unlike(recipe, card(name).get("recipe", {}))
 
 
 def _unlike(recipe: Any, found: dict[str, Any]) -> list[str]:

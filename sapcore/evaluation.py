@@ -77,6 +77,8 @@ def _predict(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     require_eval_mode(model)
     device, count = device_of(model), count_passes(model, passes)
+    if not len(x):
+        raise SapcoreError("x holds no images, but at least one is needed")
     outputs, counts = [], []
     for rows, names in batches(len(x), ids, batch_size):
         begun = begin(model, as_pixels(x[rows], device), precision)

@@ -18,11 +18,16 @@ def device(name: str | None = None) -> torch.device:
     """The device to compute on: `name`, else $SAPCORE_DEVICE, else CUDA where there is one, else the CPU."""
     chosen = name or os.environ.get("SAPCORE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(chosen)
+        found: torch.device | None = torch.device(chosen)
     except RuntimeError:
-        raise SapcoreError(f"device is {chosen!r}, but must be cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise SapcoreError(f"device is {chosen!r}, but must be cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and not count:
         raise SapcoreError(f"device is {chosen!r}, but torch finds no CUDA device here; use cpu")
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise SapcoreError(f"device is {chosen!r}, but the last CUDA device here is cuda:{count - 1}")
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.splitting import split
+from sapcore.splitting import has_hooks, split
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -140,7 +140,7 @@ class NoisyModel(nn.Module):
         self.model, self.noise, self.description = model, noise, description
         self.training = model.training
         self.plain: tuple[nn.Module, ...] = ()  # the network without noise, if it is known; not a part of this one
-        self._halves: tuple[list[nn.Module], tuple[nn.Module, nn.Module] | None] = ([], None)
+        self._halves: tuple[list[tuple[nn.Module, bool]], tuple[nn.Module, nn.Module] | None] = ([], None)
 
     def forward(self, x: Tensor | Begun, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
         """One noisy pass per row.
@@ -160,7 +160,7 @@ class NoisyModel(nn.Module):
 
         Nothing, where torch.fx cannot follow the network.
         """
-        modules = list(self.model.modules())
+        modules = [(module, has_hooks(module)) for module in self.model.modules()]
         if self._halves[0] != modules:
             self._halves = modules, split(self.model, lambda module: getattr(module, "noise", None) is self.noise)
         if self._halves[1] is None:

@@ -83,7 +83,7 @@ class Attack:
 
         Passes that only choose among the points of an attack are not counted.
         """
-        runs = 2 * (self.steps + 1) if self.kind == "autoattack" else max(1, self.steps)
+        runs = {"autoattack": 2 * (self.steps + 1), "square": self.steps + 1}.get(self.kind, max(1, self.steps))
         return self.passes * runs * self.restarts
 
     @property

@@ -16,7 +16,7 @@ def split(model: nn.Module, is_noisy: Callable[[nn.Module], bool]) -> tuple[nn.M
         graph = tracer.trace(model)
     except Exception:  # whatever the network's own code raises on torch.fx's proxies
         return None
-    if any(_has_hooks(module) for module in model.modules() if module not in tracer.leaves):
+    if any(has_hooks(module) for module in model.modules() if module not in tracer.leaves):
         return None
     noisy: set[fx.Node] = set()
     for node in graph.nodes:
@@ -52,7 +52,7 @@ def _fused(module: fx.GraphModule) -> fx.GraphModule:
             continue
         before, layer = (module.get_submodule(str(n.target)) for n in (source, node))
         absorb = getattr(layer, "absorb", None)
-        if absorb is None or len(source.users) > 1 or _has_hooks(before) or _has_hooks(layer):
+        if absorb is None or len(source.users) > 1 or has_hooks(before) or has_hooks(layer):
             continue
         both = absorb(before)
         if both is not None:
@@ -80,5 +80,6 @@ class _Tracer(fx.Tracer):
         return leaf
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything waits for the module to be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ TINY = {
     "eot": ["--rounds", "1", "--examples", "2", "--steps", "1", "--passes", "2"],
     "training": ["--rounds", "1", "--examples", "64"],
     "double_dqn": ["--rounds", "1", "--steps", "16", "--most", "10000"],
+    "scaling": ["--points", "1"],
 }
 RATIOS = {
     "sampling": "times_faster",
@@ -32,6 +34,7 @@ RATIOS = {
     "eot": "times_faster",
     "training": "times_faster",
     "double_dqn": "times_faster",
+    "scaling": "lines",
 }
 
 
@@ -45,7 +48,7 @@ def test_a_benchmark_prints_a_table_and_appends_a_row(name: str, tmp_path: Path)
     row = json.loads(line)
     assert row["benchmark"] == name
     assert {"device", "threads", "versions", "commit", "date"} <= row["provenance"].keys()
-    assert all(entry["p50"] > 0 for entry in row["table"])
+    assert all(entry["seconds" if name == "scaling" else "p50"] > 0 for entry in row["table"])
     assert done.stdout.startswith("|")
     assert RATIOS[name] in done.stdout
     assert str(row[RATIOS[name]]) in done.stdout
@@ -108,6 +111,24 @@ def test_the_accelerators_steps_are_the_tests_the_benchmarks_what_is_untrained_a
     trained = set(checkpoints.names())
     everything = {*training.RECIPES, *double_dqn.RECIPES}
     assert {name.removeprefix("train-") for name in trainings} == everything - trained
+
+
+def test_the_accelerator_packs_what_is_new_or_changed_and_no_half_written_file(
+    accelerator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    monkeypatch.setattr(accelerator, "ROOT", root)
+    for name in ("data/results/old.json", "data/results/changed.json", ".state/double-dqn-Bowling/replay"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("before")
+    out.mkdir()
+    (out / "before.json").write_text(json.dumps(accelerator.stamps()))
+    (root / "data/results/changed.json").write_text("and after")
+    for name in ("data/results/new.json", "data/results/.half.json.7.tmp", ".state/a.lock", ".state/a.safetensors"):
+        (root / name).write_text("after")
+    accelerator.pack(out)
+    with tarfile.open(out / "results.tar") as tar:
+        assert sorted(tar.getnames()) == [".state/a.safetensors", "data/results/changed.json", "data/results/new.json"]
 
 
 def test_the_accelerator_runs_a_group_side_by_side_and_stops_at_the_deadline(accelerator: Any, tmp_path: Path) -> None:

@@ -205,3 +205,18 @@ def test_a_recipe_is_the_same_where_a_field_of_its_rules_is_younger_than_the_car
     assert checkpoints.is_by(NAME, recipe)
     assert not checkpoints.is_by(NAME, dataclasses.replace(recipe, rules=Rules(clipped_rewards=False)))
     assert not checkpoints.is_by(NAME, dataclasses.replace(recipe, rules=Rules(noops=0)))
+
+
+@pytest.mark.parametrize("harm", ["no card", "a damaged card", "truncated weights"])
+def test_what_is_damaged_counts_as_not_trained(saved: nn.Module, folder: Path, harm: str) -> None:
+    recipe = double_dqn.RECIPES["double-dqn-Bowling"]
+    checkpoints.save(saved, NAME, {"recipe": dataclasses.asdict(recipe)})
+    assert checkpoints.is_by(NAME, recipe)
+    if harm == "no card":
+        (folder / f"{NAME}.json").unlink()
+    elif harm == "a damaged card":
+        (folder / f"{NAME}.json").write_text("{")
+    else:
+        weights = folder / f"{NAME}.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-8])
+    assert not checkpoints.is_by(NAME, recipe)

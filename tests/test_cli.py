@@ -65,6 +65,7 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["run", "table1", "--game", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, "),
     (["train", "double-dqn-Pong"], f"no recipe is named 'double-dqn-Pong'; there are {', '.join(BOTH)}"),
+    (["run", *TINY, "--device", "meta"], "device is 'meta', but must be cpu, cuda or cuda:N"),
     (["train", "resnet20-digits", "--device", "gpu"], "device is 'gpu', but must be cpu, cuda or cuda:N"),
 ]
 

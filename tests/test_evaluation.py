@@ -229,3 +229,8 @@ def test_single_passes_are_counted_beside_their_mean(noisy: NoisyModel, dense: n
     assert torch.equal(right, torch.stack(alone).sum(0))
     _, once = evaluation.predict_and_count(dense, x, y, passes=5)
     assert torch.equal(once, (dense(x.float()).argmax(1) == y).long())
+
+
+def test_no_images_are_one_sentence(noisy: NoisyModel, digits: Images) -> None:
+    with pytest.raises(SapcoreError, match="x holds no images, but at least one is needed"):
+        predict(noisy, digits[0][:0])

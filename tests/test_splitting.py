@@ -198,3 +198,19 @@ def test_a_network_that_mixes_examples_is_refused_in_one_step_too() -> None:
     assert "NormalizedSAP" in steps(noisy, IMAGES)
     with pytest.raises(SapcoreError, match="the map holds 2 examples, but the network was given 4"):
         noisy(noisy.begin(IMAGES))
+
+
+def test_a_hook_that_comes_after_the_first_prediction_is_called() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+                          nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).eval()  # fmt: skip
+    noisy = with_sap(model)
+    x = 255 * torch.rand(2, 1, 8, 8)
+    before = evaluation.predict(noisy, x, passes=2)
+    called: list[str] = []
+    for module in noisy.modules():
+        if isinstance(module, nn.BatchNorm2d | SAP):
+            module.register_forward_hook(lambda m, _x, _y: called.append(type(m).__name__))
+    after = evaluation.predict(noisy, x, passes=2)
+    assert called.count("BatchNorm2d") == 2
+    assert called.count("SAP") == 2
+    torch.testing.assert_close(after, before)

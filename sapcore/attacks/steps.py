@@ -1,6 +1,7 @@
 """What every attack shares: checks of its arguments, batches, and the projection onto what is allowed."""
 
 import math
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,8 @@ from sapcore.evaluation import as_pixels, batches, device_of, require_eval_mode
 
 def check_eps(eps: float) -> float:
     """eps in pixel units: a finite number of 0 or more."""
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
+    given: object = eps  # numpy's numbers are no floats by their types, but numbers they are
+    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 <= eps < math.inf:
         raise SapcoreError(f"eps is {eps!r}, but must be a number of 0 or more, in pixel units (0-255), such as 4")
     return float(eps)
 

@@ -179,7 +179,7 @@ class _Run:
         self.seen, self.first, self.ended, self.lives = seen, self.ended, ends, info["lives"].copy()
         due_before = self._due(self.step)
         self.step += recipe.games
-        for _ in range(self._due(self.step) - due_before):
+        for _ in range((self._due(self.step) - due_before) * self.replay.is_open):
             self._learn(generator)
         if self.step // recipe.target_update > (self.step - recipe.games) // recipe.target_update:
             self.target.load_state_dict(self.rounded.state_dict())

@@ -50,7 +50,7 @@ def play(
     """Play `episodes` episodes side by side, each to its own end; `agent` None plays at random.
 
     The action is that of the largest mean value over `passes` fresh passes, or now and then a random one
-    (`rules.evaluation_epsilon`), the same for every player. With eps > 0 the agent sees each
+    (`rules.evaluation_epsilon`), the same for every player of as many episodes. With eps > 0 the agent sees each
     observation after FGSM in 0-255 along the gradient of `source` (the agent itself, if none is given): the loss is
     the cross-entropy of the softmax over the values against the source's own greedy action (Huang et al. 2017), the
     gradient is over `gradient_passes` passes. Games, actions and noise follow from the seed, so that on a CPU the

@@ -77,14 +77,23 @@ class Replay:
         self.rewards[slot], self.terminals[slot], self.usable[slot] = rewards, terminals, usable
         self.written += 1
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be a transition to draw; a small ring that was just taken up again has none for a while."""
+        oldest, newest = self._bounds()
+        return newest > oldest
+
+    def _bounds(self) -> tuple[int, int]:
+        """The oldest slot whose every frame is still there, and the newest, whose next observation is not known yet."""
+        wrapped = self.written > self.length
+        return max(self.oldest, self.written - self.length + self.stack - 1 if wrapped else 0), self.written - 1
+
     def sample(self, n: int, generator: np.random.Generator) -> Minibatch:
         """n transitions drawn uniformly, with replacement, from those whose every frame is still there.
 
         Raises `ValueError` if there is none.
         """
-        newest = self.written - 1  # its next observation is not known yet
-        wrapped = self.written > self.length
-        oldest = max(self.oldest, self.written - self.length + self.stack - 1 if wrapped else 0)
+        oldest, newest = self._bounds()
         times, games = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
         open_ = np.arange(n)
         for _ in range(1000):

@@ -2,6 +2,8 @@
 
 torch.optim.RMSprop adds the constant after the root and knows one decay: where gradients are small, its steps are ten
 times longer.
+
+Numba caches what it compiles by the time stamp of this file alone: touch it after a change of sap/cpu.py.
 """
 
 import math

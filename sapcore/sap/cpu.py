@@ -5,6 +5,8 @@ logarithms and exponentials as polynomials. Units that are 0, half of them after
 word: the others are packed side by side first. Integer sums (fixed point) make the result independent of the order
 of additions. Rows of float32 or bfloat16 units in channels_last order come in, go out, and nothing else
 touches memory but each worker's scratch rows, which stay in the cache.
+
+Numba caches what it compiles by the time stamp of this file alone: touch it after a change of a constant elsewhere.
 """
 
 import functools

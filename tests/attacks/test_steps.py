@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sapcore import attacks
-from sapcore.attacks.steps import project
+from sapcore.attacks.steps import check_eps, project
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20
 from sapcore.randomness import NoisyModel
@@ -135,3 +136,10 @@ def test_projection_is_onto_the_ball_and_the_range_and_idempotent(
     assert torch.equal(project(found, centre, eps), found)
     inside = ((there - centre).abs() < eps - 1e-4) & (there >= 0) & (there <= 255)
     assert torch.equal(found[inside], there[inside])
+
+
+@pytest.mark.parametrize("eps", [np.int64(4), np.float32(4)])
+def test_eps_may_be_numpys(eps: float) -> None:
+    found = check_eps(eps)
+    assert found == 4
+    assert type(found) is float
