@@ -7,7 +7,7 @@ A claim whose cells are not all there cannot be judged.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -124,6 +124,15 @@ class Numbers:
         frame = pd.concat([self.frame("ladder"), self.frame("ladder_checks")])
         rows = adaptive.strongest(frame[(frame["panel"] == panel) & (frame["eps"] == eps)])
         return "(not computed yet)" if rows.empty else _shown(rows.iloc[0])
+
+    def all_tried(self, panels: Sequence[str], eps: Sequence[float]) -> bool:
+        """Whether every attack of the ladder and its checks is computed, on these defences at these eps."""
+        for figure in ("ladder", "ladder_checks"):
+            there = set(self.frame(figure)[["panel", "series", "eps"]].itertuples(index=False, name=None))
+            points = [(p.panel, p.series, p.cell.attack.eps) for p in experiments.points(figure)]
+            if any(point[0] in panels and point[2] in eps and point not in there for point in points):
+                return False
+        return True
 
     def whole(self, figure: str) -> pd.DataFrame:
         """All of a figure's numbers; raises `Missing` if any is not there."""

@@ -460,6 +460,17 @@ def test_what_is_left_is_that_of_the_strongest_attack_of_the_ladder_or_its_check
     assert Numbers().left(OURS, 3) == "(not computed yet)"
 
 
+def test_all_attacks_are_tried_where_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = ladder({})
+    gone = (frame["panel"] == OURS) & (frame["eps"] == 2) & (frame["series"] == "AutoAttack (rand)")
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert Numbers().all_tried((OURS, "dense"), (1, 2, 4))
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame[~gone])
+    assert not Numbers().all_tried((OURS, "dense"), (1, 2, 4))
+    assert Numbers().all_tried((OURS, "dense"), (1, 4))
+    assert Numbers().all_tried(("dense",), (1, 2, 4))
+
+
 @pytest.mark.parametrize(
     ("name", "given", "verdict"),
     [

@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from sapcore import experiments
+from sapcore import adaptive, experiments
 from sapcore.experiments import settings
 from sapcore.paths import ROOT
 from sapcore.published import PUBLISHED
@@ -169,6 +169,46 @@ def the_gain_through_the_scale_is_less_and_then_a_loss() -> None:
         assert gain > 0 if e <= 4 else gain < 0
 
 
+def strongest(panel: str, eps: float) -> pd.Series:
+    rows = adaptive.strongest(pd.concat([frame("ladder"), frame("ladder_checks")]))
+    return rows[(rows["panel"] == panel) & (rows["eps"] == eps)].iloc[0]
+
+
+def sap_keeps_more_than_dense_at_1_and_2_and_less_than_adv() -> None:
+    for e in (1, 2):
+        assert clearly_above(strongest("SAP-100", e), strongest("dense", e))
+        assert clearly_above(strongest("ADV", e), strongest("SAP-100", e))
+        assert strongest("ADV", e)["accuracy"] > 1.5 * strongest("SAP-100", e)["accuracy"]
+    assert clearly_above(row("ladder", "no attack", 0, "ADV"), row("ladder", "no attack", 0, "SAP-100"))
+
+
+def little_is_left_at_4_and_nothing_at_7_905() -> None:
+    assert 0 < strongest("SAP-100", 4)["accuracy"] < 0.05
+    assert not clearly_above(strongest("SAP-100", 4), strongest("dense", 4))
+    assert strongest("SAP-100", 7.905)["correct"] == 0
+
+
+def the_mean_gradient_with_a_constant_scale_is_the_weak_way() -> None:
+    for e in (1, 2, 4):
+        for name in ("PGD, mean of gradients", "PGD, gradient of the mean", "PGD, margin", "AutoAttack (rand)"):
+            assert not clearly_above(row("ladder", "FGSM", e, "SAP-100"), row("ladder", name, e, "SAP-100"))
+
+
+def going_through_the_scale_or_past_sap_is_the_strong_way() -> None:
+    fgsm = {e: row("ladder", "FGSM", e, "SAP-100") for e in (2, 4)}
+    assert clearly_above(fgsm[4], row("ladder", "PGD, through the scale", 4, "SAP-100"))
+    assert all(clearly_above(fgsm[e], row("ladder", "BPDA, identity", e, "SAP-100")) for e in (2, 4))
+
+
+def each_of_them_leaves_little_or_nothing() -> None:
+    assert accuracy("ladder", "single passes, through the scale", 7.905, "Bernoulli-SAP-200") < 0.01
+    for name in ("single passes, through the scale", "BPDA, identity", "PGD, through the scale"):
+        assert accuracy("ladder", name, 7.905, "SAP-100") < 0.01
+    assert accuracy("ladder", "single passes, constant scale", 7.905, "SAP-100") < 0.05
+    theirs, ours = (row("ladder", "PGD, mean of gradients", 7.905, d) for d in ("Bernoulli-SAP-200", "SAP-100"))
+    assert clearly_above(theirs, ours)
+
+
 CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     (
         "01_sap",
@@ -249,6 +289,33 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
         "09_released_code",
         "in the tables above: less at λ = 1 to 4, and a loss at 8 and 16.",
         the_gain_through_the_scale_is_less_and_then_a_loss,
+    ),
+    (
+        "11_adaptive_attacks",
+        "On CIFAR-10 SAP-100 clearly keeps more than dense at λ = 1 and 2, also under the strongest attack, and far "
+        "less than a network that was trained adversarially and has no SAP, which gets more images right without an "
+        "attack, too.",
+        sap_keeps_more_than_dense_at_1_and_2_and_less_than_adv,
+    ),
+    (
+        "11_adaptive_attacks",
+        "At λ = 4 a few images in a hundred are left, no longer clearly more than on dense, and at 7.905 none.",
+        little_is_left_at_4_and_nothing_at_7_905,
+    ),
+    (
+        "11_adaptive_attacks",
+        "do not clearly better at λ = 1, 2 and 4 than FGSM's one.",
+        the_mean_gradient_with_a_constant_scale_is_the_weak_way,
+    ),
+    (
+        "11_adaptive_attacks",
+        "Going through the scale, or back as if SAP's layers were not there, does at 4, and the latter at 2 too.",
+        going_through_the_scale_or_past_sap_is_the_strong_way,
+    ),
+    (
+        "11_adaptive_attacks",
+        "(Along the mean of gradients, the weaker PGD, SAP as published keeps less than theirs: the tables above.)",
+        each_of_them_leaves_little_or_nothing,
     ),
 ]
 
