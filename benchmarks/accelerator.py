@@ -11,6 +11,7 @@ anywhere, agents where their `.state/` still is.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from sapcore.paths import ROOT, STATE
+from sapcore.paths import ROOT, STATE, write_atomically
 from sapcore.rl import double_dqn
 from sapcore.training import RECIPES
 
@@ -70,15 +71,15 @@ def _environment(processes: int) -> dict[str, str]:
     return found
 
 
-def stamps() -> dict[str, list[int]]:
-    """Size and time of all files that `pack` may pack; an agent's replay would be too large."""
+def digests() -> dict[str, str]:
+    """The sha256 of all files that `pack` may pack; an agent's replay would be too large."""
     found = {}
     for folder in (*NEW, STATE.name):
         for path in (ROOT / folder).rglob("*"):
             name = path.relative_to(ROOT).as_posix()
             whole = path.is_file() and path.suffix not in (".tmp", ".lock")
             if whole and not name.startswith(f"{STATE.name}/double-dqn-"):
-                found[name] = [path.stat().st_size, path.stat().st_mtime_ns]
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
@@ -86,8 +87,8 @@ def pack(out: Path) -> None:
     """What has changed since the first start, in one file."""
     before, temporary = json.loads((out / "before.json").read_text()), out / ".results.tar"
     with tarfile.open(temporary, "w") as tar:
-        for name, stamp in stamps().items():
-            if before.get(name) != stamp:
+        for name, digest in digests().items():
+            if before.get(name) != digest:
                 tar.add(ROOT / name, arcname=name)
     temporary.replace(out / "results.tar")
 
@@ -100,7 +101,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes
     if not (options.out / "before.json").exists():
-        (options.out / "before.json").write_text(json.dumps(stamps()))
+        write_atomically(options.out / "before.json", json.dumps(digests()).encode())
     marks = options.out / "done.txt"
     done = set(marks.read_text().split()) if marks.exists() else set()
     failed = []

@@ -816,7 +816,9 @@ def origin(frame: pd.DataFrame) -> Markdown:
     figure = frame.attrs["figure"]
     waiting = frame.attrs.get("waiting", 0)
     gap = f" **Not computed yet: {len(missing)} of the cells; `sapcore run {figure}` computes them" if missing else ""
-    gap += f", {waiting} of them once their networks are trained" * (waiting > 0) + ".**" * (gap != "")
+    gap += f", {'all' if waiting == len(missing) else waiting} once `sapcore train` has made their networks" * (
+        waiting > 0
+    ) + ".**" * (gap != "")
     where = f"device: {devices}; commit: {commits}" if len(frame) else "nothing stored"
     return Markdown(f"*{figure}, {_subject(frame)}; {'; '.join([*line, where])}.*{gap}")
 

@@ -21,7 +21,7 @@ def device(name: str | None = None) -> torch.device:
         found: torch.device | None = torch.device(chosen)
     except RuntimeError:
         found = None
-    if found is None or found.type not in ("cpu", "cuda"):
+    if found is None or found.type not in ("cpu", "cuda") or (found.type == "cpu" and found.index):
         raise SapcoreError(f"device is {chosen!r}, but must be cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and not count:

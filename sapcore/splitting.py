@@ -1,6 +1,7 @@
 """Splits a network before its first noisy layers, so that many noisy passes share what they have in common."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import fx, nn
 
@@ -66,7 +67,10 @@ def _fused(module: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Takes torch's own modules, linear layers of any make and noisy layers as single steps, and remembers them."""
+    """Takes torch's own modules, linear layers of any make and noisy layers as single steps, and remembers them.
+
+    Stops at a hook of any other module, which would be called with a proxy.
+    """
 
     def __init__(self, is_noisy: Callable[[nn.Module], bool]) -> None:
         super().__init__()
@@ -79,7 +83,14 @@ class _Tracer(fx.Tracer):
             self.leaves.add(m)
         return leaf
 
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if has_hooks(m) and not self.is_leaf_module(m, ""):
+            raise ValueError("a hook of a module that is no single step")
+        return super().call_module(m, forward, args, kwargs)
+
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything waits for the module to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -122,7 +122,7 @@ def test_the_accelerator_packs_what_is_new_or_changed_and_no_half_written_file(
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("before")
     out.mkdir()
-    (out / "before.json").write_text(json.dumps(accelerator.stamps()))
+    (out / "before.json").write_text(json.dumps(accelerator.digests()))
     (root / "data/results/changed.json").write_text("and after")
     for name in ("data/results/new.json", "data/results/.half.json.7.tmp", ".state/a.lock", ".state/a.safetensors"):
         (root / name).write_text("after")

@@ -97,7 +97,7 @@ def sap_is_better_calibrated_than_dense_under_attack() -> None:
     assert error("SAP-100", 0) > error("dense", 0)
     assert all(error("SAP-100", e) < error("dense", e) for e in NOTABLE)
     assert error("SAP-100", 32) > error("dense", 32)
-    assert all(error("SAP-100", e) > 0.2 for e in (2, 4, 8, 16))
+    assert all(error("SAP-100", e) > 0.2 for e in (2, 4, 8, 16, 32))
 
 
 def best_levels(e: float) -> dict[str, pd.Series]:
@@ -147,7 +147,7 @@ def batch_statistics_make_a_weaker_adversary_and_explain_little() -> None:
         sap, dense = (accuracy("readings", reading, 1, defence) for defence in ("SAP-100", "dense"))
         gain[reading] = sap - dense
     assert gain[text] > 0 > gain[batch]
-    for e in (1, 2, 4):
+    for e in (*NOTABLE, 32):
         lost = {d: accuracy("readings", batch, e, d) - accuracy("readings", text, e, d) for d in ("dense", "SAP-100")}
         assert lost["dense"] > lost["SAP-100"] > 0
     (published,) = (p.value for p in PUBLISHED if (p.figure, p.series, p.eps) == ("fig1b", "SAP-100", 4))
@@ -195,13 +195,20 @@ def the_mean_gradient_with_a_constant_scale_is_the_weak_way() -> None:
 
 
 def going_through_the_scale_or_past_sap_is_the_strong_way() -> None:
-    fgsm = {e: row("ladder", "FGSM", e, "SAP-100") for e in (2, 4)}
-    assert clearly_above(fgsm[4], row("ladder", "PGD, through the scale", 4, "SAP-100"))
-    assert all(clearly_above(fgsm[e], row("ladder", "BPDA, identity", e, "SAP-100")) for e in (2, 4))
+    better = {
+        name: [
+            e
+            for e in (1, 2, 4)
+            if clearly_above(row("ladder", "FGSM", e, "SAP-100"), row("ladder", name, e, "SAP-100"))
+        ]
+        for name in ("PGD, through the scale", "single passes, through the scale", "BPDA, identity")
+    }
+    assert list(better.values()) == [[4], [2, 4], [2, 4]]
 
 
 def each_of_them_leaves_little_or_nothing() -> None:
     assert accuracy("ladder", "single passes, through the scale", 7.905, "Bernoulli-SAP-200") < 0.01
+    assert accuracy("ladder", "BPDA, identity", 7.905, "Bernoulli-SAP-200") < 0.01
     for name in ("single passes, through the scale", "BPDA, identity", "PGD, through the scale"):
         assert accuracy("ladder", name, 7.905, "SAP-100") < 0.01
     assert accuracy("ladder", "single passes, constant scale", 7.905, "SAP-100") < 0.05
@@ -271,7 +278,7 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "09_released_code",
-        "Its FGSM on dense is weaker, by as much as the tables show, and on SAP-100 too, by less.",
+        "Its FGSM on dense is weaker, by as much as the tables show, and on SAP-100 up to λ = 32 too, by less.",
         batch_statistics_make_a_weaker_adversary_and_explain_little,
     ),
     (
@@ -309,12 +316,15 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "11_adaptive_attacks",
-        "Going through the scale, or back as if SAP's layers were not there, does at 4, and the latter at 2 too.",
+        "Going through the scale does at 4, and in single passes at 2 too; so does going back as if SAP's layers were "
+        "not there.",
         going_through_the_scale_or_past_sap_is_the_strong_way,
     ),
     (
         "11_adaptive_attacks",
-        "(Along the mean of gradients, the weaker PGD, SAP as published keeps less than theirs: the tables above.)",
+        "on 200 images of a ResNet-20, each of them leaves little or nothing; which of the two is the weaker SAP cannot "
+        "be seen where neither keeps an image. (Along the mean of gradients, the weaker PGD, SAP as published keeps less "
+        "than theirs: the tables above.)",
         each_of_them_leaves_little_or_nothing,
     ),
 ]

@@ -432,7 +432,7 @@ def test_the_line_beneath_says_what_is_not_computed_yet_and_how_to_do_it() -> No
     assert "`sapcore run fig1b` computes them.**" in text
     frame = make(missing=("SAP-100 fgsm eps 8", "SAP-100 fgsm eps 16"))
     frame.attrs["waiting"] = 1
-    assert "computes them, 1 of them once their networks are trained.**" in figures.origin(frame).data
+    assert "computes them, 1 once `sapcore train` has made their networks.**" in figures.origin(frame).data
 
 
 def test_the_model_card_says_accuracy_recipe_time_device_and_commit() -> None:

@@ -214,3 +214,14 @@ def test_a_hook_that_comes_after_the_first_prediction_is_called() -> None:
     assert called.count("BatchNorm2d") == 2
     assert called.count("SAP") == 2
     torch.testing.assert_close(after, before)
+
+
+def test_a_hook_of_a_container_sees_tensors() -> None:
+    block = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    noisy = with_sap(nn.Sequential(block, nn.Flatten(), nn.LazyLinear(3)).eval())
+    x = 255 * torch.rand(2, 1, 8, 8)
+    before = evaluation.predict(noisy, x)
+    seen: list[object] = []
+    noisy.model[0].register_forward_hook(lambda _m, _x, y: seen.append(type(y)))  # type: ignore[operator, index]
+    torch.testing.assert_close(evaluation.predict(noisy, x), before)
+    assert set(seen) == {Tensor}

@@ -716,7 +716,7 @@ def _slopes(h, rectify, coins, r, share, direct, slope):
 
 @njit(**FAST)
 def _sum_of_products(x, y):
-    """In order, so that it is the same on every machine."""
+    """In order, so that vectors of any width give the same."""
     total = 0.0
     for start in range(0, len(x), 1024):
         part = f32(0.0)

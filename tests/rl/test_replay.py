@@ -106,19 +106,22 @@ def test_what_a_killed_process_wrote_over_the_oldest_is_not_drawn(tmp_path: Path
         assert states[state.tobytes()] == following.tobytes()
 
 
-def test_a_small_ring_that_is_taken_up_again_is_closed_until_there_is_something_to_draw(tmp_path: Path) -> None:
+@pytest.mark.parametrize("newer", [0, 20, 25, 26, 40])
+def test_a_small_ring_that_is_taken_up_again_is_closed_until_there_is_something_to_draw(
+    tmp_path: Path, newer: int
+) -> None:
     replay = Replay(60, 2, SIDE, 4, tmp_path)
     play(replay, 50, 1)
-    again = Replay(60, 2, SIDE, 4, tmp_path, replay.written, newer=40)
+    again = Replay(60, 2, SIDE, 4, tmp_path, replay.written, newer=newer)
     steps = 0
     while not again.is_open:
         with pytest.raises(ValueError, match="no transition that could be drawn"):
             again.sample(1, np.random.default_rng(0))
-        true = play(again, 10, steps, start=50 + steps)
-        steps += 10
-    assert 0 < steps <= 40
+        play(again, 1, steps, start=50 + steps)
+        steps += 1
+    assert (steps > 0) == (newer >= 25)
+    assert steps <= newer
     assert len(again.sample(5, np.random.default_rng(0)).states) == 5
-    assert true
 
 
 @pytest.mark.parametrize("name", ["frames", "actions", "rewards", "terminals", "first", "usable"])
