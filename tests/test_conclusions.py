@@ -322,9 +322,9 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "11_adaptive_attacks",
-        "on 200 images of a ResNet-20, each of them leaves little or nothing; which of the two is the weaker SAP cannot "
-        "be seen where neither keeps an image. (Along the mean of gradients, the weaker PGD, SAP as published keeps less "
-        "than theirs: the tables above.)",
+        "on 200 images of a ResNet-20, each of them leaves little or nothing; which of the two is the weaker SAP "
+        "cannot be seen where neither keeps an image. (Along the mean of gradients, the weaker PGD, SAP as published "
+        "keeps less than theirs: the tables above.)",
         each_of_them_leaves_little_or_nothing,
     ),
 ]
