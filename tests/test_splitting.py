@@ -222,6 +222,6 @@ def test_a_hook_of_a_container_sees_tensors() -> None:
     x = 255 * torch.rand(2, 1, 8, 8)
     before = evaluation.predict(noisy, x)
     seen: list[object] = []
-    noisy.model[0].register_forward_hook(lambda _m, _x, y: seen.append(type(y)))  # type: ignore[operator, index]
+    noisy.model[0].register_forward_hook(lambda _m, _x, y: seen.append(type(y)))  # type: ignore[index]
     torch.testing.assert_close(evaluation.predict(noisy, x), before)
     assert set(seen) == {Tensor}
