@@ -1,6 +1,7 @@
 """One drawing function per figure, and the table, the line and the link that stand beneath each."""
 
 import base64
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -712,8 +713,12 @@ def ladder_table(frame: pd.DataFrame) -> Markdown:
     return Markdown(wide.fillna("–").rename_axis("accuracy (%) [95 % interval]").to_markdown(disable_numparse=True))
 
 
-def strongest_table(found: pd.DataFrame) -> Markdown:
-    """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim."""
+def strongest_table(found: pd.DataFrame, missing: Iterable[str] = ()) -> Markdown:
+    """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim.
+
+    missing: the cells of the ladder and its checks that are not computed; who waits for one is strongest *so far*.
+    """
+    lacking = {(name.split()[0], name.rsplit(" eps ")[-1]) for name in missing}
     rows, order = [], list(dict.fromkeys(found["panel"]))
     for row in found.sort_values("panel", key=lambda panel: panel.map(order.index), kind="stable").to_dict("records"):
         single, every = (
@@ -722,7 +727,7 @@ def strongest_table(found: pd.DataFrame) -> Markdown:
         rows.append({
             "defence": row["panel"],
             "λ": f"{row['eps']:g}",
-            "strongest attack": row["series"],
+            "strongest attack": row["series"] + ", so far" * ((row["panel"], f"{row['eps']:g}") in lacking),
             "accuracy of the mean output (%)": f"{100 * row['accuracy']:.1f} "
             f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
             "accuracy of one random pass (%)": single,
