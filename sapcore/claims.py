@@ -127,12 +127,8 @@ class Numbers:
 
     def all_tried(self, panels: Sequence[str], eps: Sequence[float]) -> bool:
         """Whether every attack of the ladder and its checks is computed, on these defences at these eps."""
-        for figure in ("ladder", "ladder_checks"):
-            there = set(self.frame(figure)[["panel", "series", "eps"]].itertuples(index=False, name=None))
-            points = [(p.panel, p.series, p.cell.attack.eps) for p in experiments.points(figure)]
-            if any(point[0] in panels and point[2] in eps and point not in there for point in points):
-                return False
-        return True
+        lacking = self.frame("ladder").attrs["lacking"] | self.frame("ladder_checks").attrs["lacking"]
+        return not lacking & set(itertools.product(panels, eps))
 
     def whole(self, figure: str) -> pd.DataFrame:
         """All of a figure's numbers; raises `Missing` if any is not there."""

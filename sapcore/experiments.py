@@ -553,20 +553,21 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
     level of the defence, gradient_passes, steps, gradients (of the whole attack, or queries), device, commit, date.
     Of games: mean return, low, high (95 % bootstrap interval) and the list of returns in place of accuracy to images;
     the panel is the game.
-    `.attrs["missing"]` names the cells that are not there, and "waiting" says how many of them want a network that is
-    not trained yet.
+    `.attrs["missing"]` names the cells that are not there; "lacking" has the panel and eps of each, and "waiting" says
+    how many of them want a network that is not trained yet.
     """
-    rows, missing, waiting = [], [], 0
+    rows, missing, lacking, waiting = [], [], set(), 0
     for cell, series, panel in points(figure, s):
         found = results.read(cell, ALSO.get(figure, ()))
         if found is None:
             missing.append(cell.label)
+            lacking.add((panel, cell.attack.eps))
             waiting += not cell.computable
         else:
             rows.append({"panel": panel, "series": series, "eps": cell.attack.eps, **_row(cell, found)})
     frame = pd.DataFrame(rows, columns=["panel", "series", "eps", *_MEASURED[figure == "table1"], *_COLUMNS])
     frame = frame.astype({"low": float, "high": float})
-    frame.attrs = {"figure": figure, "missing": missing, "waiting": waiting, "settings": s}
+    frame.attrs = {"figure": figure, "missing": missing, "lacking": lacking, "waiting": waiting, "settings": s}
     return frame
 
 

@@ -1,7 +1,7 @@
 """One drawing function per figure, and the table, the line and the link that stand beneath each."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Collection
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -713,12 +713,11 @@ def ladder_table(frame: pd.DataFrame) -> Markdown:
     return Markdown(wide.fillna("–").rename_axis("accuracy (%) [95 % interval]").to_markdown(disable_numparse=True))
 
 
-def strongest_table(found: pd.DataFrame, missing: Iterable[str] = ()) -> Markdown:
+def strongest_table(found: pd.DataFrame, lacking: Collection[tuple[str, float]] = ()) -> Markdown:
     """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim.
 
-    missing: the cells of the ladder and its checks that are not computed; who waits for one is strongest *so far*.
+    lacking: defence and eps of the attacks and checks that are not computed; there an attack is strongest *so far*.
     """
-    lacking = {(name.split()[0], name.rsplit(" eps ")[-1]) for name in missing}
     rows, order = [], list(dict.fromkeys(found["panel"]))
     for row in found.sort_values("panel", key=lambda panel: panel.map(order.index), kind="stable").to_dict("records"):
         single, every = (
@@ -727,7 +726,7 @@ def strongest_table(found: pd.DataFrame, missing: Iterable[str] = ()) -> Markdow
         rows.append({
             "defence": row["panel"],
             "λ": f"{row['eps']:g}",
-            "strongest attack": row["series"] + ", so far" * ((row["panel"], f"{row['eps']:g}") in lacking),
+            "strongest attack": row["series"] + ", so far" * ((row["panel"], row["eps"]) in lacking),
             "accuracy of the mean output (%)": f"{100 * row['accuracy']:.1f} "
             f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
             "accuracy of one random pass (%)": single,

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sapcore import claims, experiments
+from sapcore import claims, experiments, results
 from sapcore.claims import AFTER, BEFORE, CLAIMS, DIRECTION, FAILS, HOLDS, OPEN, PART, PLACES, Claim, Numbers, judged
 from sapcore.experiments import FIGURES, Settings
 from sapcore.paths import ROOT, results_root
@@ -461,11 +461,10 @@ def test_what_is_left_is_that_of_the_strongest_attack_of_the_ladder_or_its_check
 
 
 def test_all_attacks_are_tried_where_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = ladder({})
-    gone = (frame["panel"] == OURS) & (frame["eps"] == 2) & (frame["series"] == "AutoAttack (rand)")
-    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    real, cells = results.read, [p.cell for p in experiments.points("ladder") if p.panel == OURS]
+    (gone,) = (c for c in cells if (c.attack.kind, c.attack.eps) == ("autoattack", 2))
     assert Numbers().all_tried((OURS, "dense"), (1, 2, 4))
-    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame[~gone])
+    monkeypatch.setattr(results, "read", lambda cell, also=(): None if cell == gone else real(cell, also))
     assert not Numbers().all_tried((OURS, "dense"), (1, 2, 4))
     assert Numbers().all_tried((OURS, "dense"), (1, 4))
     assert Numbers().all_tried(("dense",), (1, 2, 4))

@@ -81,7 +81,9 @@ class Replay:
     def is_open(self) -> bool:
         """Whether there is a transition to draw; a small ring that was just taken up again has none for a while."""
         oldest, newest = self._bounds()
-        return newest - oldest > 100 or bool(self.usable[np.arange(oldest, newest) % self.length].any())
+        return newest - oldest > 100 or bool(  # no game is without a usable step for so long
+            self.usable[np.arange(oldest, newest) % self.length].any()
+        )
 
     def _bounds(self) -> tuple[int, int]:
         """The oldest slot whose every frame is still there, and the newest, whose next observation is not known yet."""

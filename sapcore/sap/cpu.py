@@ -696,6 +696,7 @@ def _shares(h, rectify, coins, inverse_l1, r, share, kept):
 
 @njit(**FAST)
 def _of_kept(grad, factor, out):
+    """The gradient where a unit is kept, else 0."""
     for i in range(len(out)):
         out[i] = _load(grad[i]) if _load(factor[i]) != f32(0.0) else f32(0.0)
 
