@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sapcore.claims import DIRECTION, FAILS, HOLDS, OPEN, PLACES, VERDICTS
+from sapcore.evaluation import difference
 from sapcore.experiments import READINGS
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
@@ -594,13 +595,13 @@ def readings(frame: pd.DataFrame) -> Figure:
 def readings_table(frame: pd.DataFrame) -> Markdown:
     """Each reading's numbers beside the published ones and its mean distance from them.
 
-    An interval of a difference goes from end to end of the two intervals, that of a distance from what is nearest to
-    what is farthest in the interval. Bold: the closest of the networks trained alike, and those whose interval
-    overlaps its; how long a network was trained moves SAP's accuracy, too.
+    The interval of a distance goes from what is nearest to what is farthest in the interval. Bold: the closest of the
+    networks trained alike, and those whose interval overlaps its; how long a network was trained moves SAP's accuracy,
+    too.
     """
     found = {(row["panel"], row["series"], row["eps"]): row for row in frame.to_dict(orient="records")}
     points = [p for p in PUBLISHED if p.figure == "fig1b"]
-    heads = [f"SAP-100{' − dense' if p.minus else ''}, λ = {p.eps:g} (published {100 * p.value:.1f})" for p in points]
+    heads = [f"SAP-100{' − dense' if p.minus else ''}, λ = {p.eps:g} (published {p.text})" for p in points]
     rows: dict[str, list[str]] = {}
     distance: dict[str, tuple[float, float, float]] = {}
     for name in frame["series"].unique():
@@ -614,7 +615,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
             a, low, high = ours["accuracy"], ours["low"], ours["high"]
             if p.minus:
                 dense = found["dense", other, p.eps]
-                a, low, high = a - dense["accuracy"], low - dense["high"], high - dense["low"]
+                a, low, high = difference((a, low, high), (dense["accuracy"], dense["low"], dense["high"]))
             texts.append(f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
             ends = sorted(100 * abs(end - p.value) for end in (low, high))
             gaps.append((abs(100 * (a - p.value)), 0 if low <= p.value <= high else ends[0], ends[1]))
@@ -794,8 +795,7 @@ def published_table(frame: pd.DataFrame) -> Markdown:
             continue
         ours = found[needed[0]] - (found[needed[1]] if p.minus else 0)
         what = f"{p.series} minus {p.minus}, λ = {p.eps:g} (points)" if p.minus else f"{p.series}, λ = {p.eps:g} (%)"
-        rows.append((what, f"{100 * p.value:+.1f}" if p.minus else f"{100 * p.value:.1f}",
-                     f"{100 * ours:+.1f}" if p.minus else f"{100 * ours:.1f}", p.source))  # fmt: skip
+        rows.append((what, p.text, f"{100 * ours:+.1f}" if p.minus else f"{100 * ours:.1f}", p.source))
     if frame.attrs["settings"].dataset != "cifar10" or not rows:
         return Markdown("*The published numbers are for CIFAR-10, and none is for the points shown here.*")
     return Markdown(

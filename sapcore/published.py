@@ -14,6 +14,13 @@ class Published:
     source: str
     minus: str = ""
     """For a difference: the series that is subtracted."""
+    decimals: int = 1
+    """Of the number in per cent, as it was printed."""
+
+    @property
+    def text(self) -> str:
+        """In per cent, or points with their sign, with no more decimals than it was published with."""
+        return f"{100 * self.value:{'+' if self.minus else ''}.{self.decimals}f}"
 
 
 PUBLISHED = (
@@ -21,8 +28,8 @@ PUBLISHED = (
         point
         for figure in ("fig1b", "fig3")
         for point in (
-            Published(figure, "SAP-100", 0, 0.83, "the authors' entry in RobustML"),
-            Published(figure, "SAP-100", 4, 0.51, "the authors' entry in RobustML"),
+            Published(figure, "SAP-100", 0, 0.83, "the authors' entry in RobustML", decimals=0),
+            Published(figure, "SAP-100", 4, 0.51, "the authors' entry in RobustML", decimals=0),
             Published(figure, "SAP-100", 1, 0.122, "the paper's text, Sec. 4.1", minus="dense"),
         )
     ),

@@ -51,6 +51,16 @@ def test_the_interval_is_wilsons_formula(images: int, share: float) -> None:
     assert (found.correct, found.images) == (correct, images)
 
 
+def test_the_interval_of_a_difference_is_newcombes_hybrid() -> None:
+    """His example (1998, table II, method 10): 56 of 70 against 48 of 80."""
+    pair = []
+    for correct, images in ((56, 70), (48, 80)):
+        right = torch.arange(images) < correct
+        found = evaluation.accuracy(torch.eye(2)[right.long()], torch.ones(images, dtype=torch.long))
+        pair.append((found.value, found.low, found.high))
+    assert evaluation.difference(*pair) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
 def test_accuracy_counts_where_the_largest_probability_is_the_labels() -> None:
     probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]])
     assert accuracy(probabilities, torch.tensor([1, 2, 2])).correct == 2
