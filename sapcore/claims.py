@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from sapcore import adaptive, experiments, results
 from sapcore.errors import SapcoreError
@@ -110,7 +111,7 @@ class Numbers:
         if steps is not None:
             found = found[found["steps"] == steps]
         if found.empty:
-            raise Missing(f"{series} at λ = {eps:g} is not computed")
+            raise Missing(f"{panel + ', ' if panel in GAMES else ''}{series} at λ = {eps:g} is not computed")
         return found.iloc[0]
 
     def said(self, figure: str, series: str, eps: float, panel: str = "", steps: int | None = None) -> str:
@@ -496,52 +497,66 @@ def _best_calibrated(n: Numbers) -> Verdict:
     return Verdict(HOLDS if won == 3 else DIRECTION if won == 2 else FAILS, why)
 
 
-def _changes(n: Numbers, eps: float) -> dict[str, tuple[float, float, float]]:
-    def returns(series: str, game: str) -> list[float]:
-        found: list[float] = n.at("table1", series, eps, game)["returns"]
-        return found
+def _returns(n: Numbers, series: str, eps: float, game: str) -> list[float]:
+    found: list[float] = n.at("table1", series, eps, game)["returns"]
+    return found
 
-    return {game: relative_change(returns("SAP-100", game), returns("dense", game)) for game in GAMES}
+
+def _change(n: Numbers, eps: float, game: str) -> tuple[float, float, float]:
+    return relative_change(_returns(n, "SAP-100", eps, game), _returns(n, "dense", eps, game))
+
+
+def _has_learnt(n: Numbers, game: str) -> bool:
+    """Whether the agent without SAP, not attacked, is clearly above a random policy; if not, a change says nothing."""
+    return bool(n.at("table1", "dense", 0, game)["low"] > n.at("table1", "random", 0, game)["high"])
+
+
+def _learnt(n: Numbers) -> tuple[list[str], str]:
+    """The games whose agents have learnt, and what to say of the others; raises `Missing` for fewer than three."""
+    learnt = [game for game in GAMES if _has_learnt(n, game)]
+    if len(learnt) < 3:
+        raise Missing(f"{len(learnt)} of the agents are clearly above a random policy, fewer than three")
+    rest = [game for game in GAMES if game not in learnt]
+    return learnt, f"; not judged, as not clearly above a random policy: {', '.join(rest)}" if rest else ""
 
 
 def _said(changes: dict[str, tuple[float, float, float]]) -> str:
-    return ", ".join(f"{game} {in_percent(*change)}" for game, change in changes.items()) + " (%)"
+    return ", ".join(f"{label} {in_percent(*change)}" for label, change in changes.items()) + " (%)"
 
 
 def _games_lose_when_clean(n: Numbers) -> Verdict:
-    changes = _changes(n, 0)
-    lost, gained = sum(high < 0 for _, _, high in changes.values()), sum(low > 0 for _, low, _ in changes.values())
-    return Verdict(
-        HOLDS if lost == 6 else DIRECTION if lost >= 3 and not gained else FAILS, _said(changes) + _unlearnt(n)
+    """Of what has learnt; "clearly" in the smallest losses of the paper, 4.5 % to 16 %, is beyond thirty episodes."""
+    learnt, rest = _learnt(n)
+    changes = {game: _change(n, 0, game) for game in learnt}
+    below, lost = sum(change < 0 for change, _, _ in changes.values()), sum(high < 0 for _, _, high in changes.values())
+    gained, total = any(low > 0 for _, low, _ in changes.values()), len(changes)
+    verdict = (
+        HOLDS if below == total and 2 * lost >= total else DIRECTION if 2 * below > total and not gained else FAILS
     )
+    return Verdict(verdict, _said(changes) + rest)
 
 
 def _games_gain_when_attacked(n: Numbers) -> Verdict:
-    gained = lost = total = 0
-    why = []
-    for e in (1, 2, 4, 8):
-        changes = _changes(n, e)
-        gained += sum(low > 0 for _, low, _ in changes.values())
-        lost += sum(high < 0 for _, _, high in changes.values())
-        total += len(changes)
-        why.append(f"λ = {e:g}: {_said(changes)}")
-    verdict = HOLDS if gained >= total - 1 else DIRECTION if 2 * gained > total and not lost else FAILS
-    counts = f"of {total} changes {gained} are clear gains, {lost} clear losses; "
-    return Verdict(verdict, counts + "; ".join(why) + _unlearnt(n))
+    learnt, rest = _learnt(n)
+    changes = {f"{game} at λ = {e:g}": _change(n, e, game) for game in learnt for e in (1, 2, 4, 8)}
+    up, down = (sum(sign * change > 0 for change, _, _ in changes.values()) for sign in (1, -1))
+    gained = sum(low > 0 for _, low, _ in changes.values())
+    losses = {label: change for label, change in changes.items() if change[2] < 0}
+    why = f"of {len(changes)} changes {up} are gains, {gained} of them clear, and {down} losses, {len(losses)} clear"
+    by_sign = binomtest(up, max(1, up + down), alternative="greater").pvalue < 0.05
+    more = up > down and gained > len(losses)
+    verdict = HOLDS if by_sign and len(losses) <= 1 else DIRECTION if more else FAILS
+    return Verdict(verdict, why + (f": {_said(losses)}" if losses else "") + rest)
 
 
 def _bowling(n: Numbers) -> Verdict:
-    change, low, high = _changes(n, 1)["Bowling"]
+    if not _has_learnt(n, "Bowling"):
+        raise Missing("the agent for Bowling is not clearly above a random policy, so that a change says nothing")
+    change, low, high = _change(n, 1, "Bowling")
     value = TABLE_1[1][GAMES.index("Bowling")]
     why = f"{in_percent(change, low, high)}, published {100 * value:+.1f} (%)"
-    return Verdict(HOLDS if 0 < low <= value <= high else DIRECTION if low > 0 else FAILS, why + _unlearnt(n))
-
-
-def _unlearnt(n: Numbers) -> str:
-    """The games whose agent is not clearly above a random policy, in which a change says little."""
-    pairs = ((game, n.at("table1", "dense", 0, game), n.at("table1", "random", 0, game)) for game in GAMES)
-    games = [game for game, agent, chance in pairs if agent["low"] <= chance["high"]]
-    return f"; not clearly above a random policy without an attack: {', '.join(games)}" if games else ""
+    ours = 0 < low <= value <= high < float("inf")
+    return Verdict(HOLDS if ours else DIRECTION if low > 0 else FAILS, why)
 
 
 _NOISES = ("rnw", "rsw", "swp", "rna", "rsa")
@@ -1068,7 +1083,8 @@ CLAIMS = (
         "games lose without an attack",
         "Sec. 4.2",
         "Without an attack SAP-100 lowers the return in every game.",
-        "Every relative change is clearly below 0; in direction: three or more are, and none is clearly above.",
+        "Of the agents that are clearly above a random policy without an attack, all get less with SAP-100, half of "
+        "them clearly; in direction: most get less, and none clearly more.",
         "table1",
         _games_lose_when_clean,
         "-4.5 to -65.8 % (Table 1)",
@@ -1077,8 +1093,9 @@ CLAIMS = (
         "games gain under attack",
         "Sec. 4.2",
         "Under attack SAP-100 raises the return, with one exception.",
-        "Of the changes at λ = 1 to 8 all but one are clear gains; "
-        "in direction: more than half are, and none is a clear loss. The paper's table leaves 5 of these 24 blank.",
+        "Of the changes at λ = 1 to 8 of the agents that are clearly above a random policy without an attack, one at "
+        "most is a clear loss, and gains outnumber losses by a sign test at 5 %, which takes them as independent; in "
+        "direction: more gains than losses, of the clear ones too. The paper's table leaves 5 of its 24 blank.",
         "table1",
         _games_gain_when_attacked,
     ),
@@ -1086,7 +1103,8 @@ CLAIMS = (
         "Bowling at 1",
         "Sec. 4.2",
         "The return of Bowling at λ = 1 rises more than thirtyfold.",
-        "The return clearly rises, and the published change lies in our interval; in direction: it clearly rises.",
+        "The return clearly rises, and the published change lies in our interval, which has an end; in direction: it "
+        "clearly rises. Judged only if the agent is clearly above a random policy without an attack.",
         "table1",
         _bowling,
         f"{100 * TABLE_1[1][-1]:+.1f} % (Table 1)",

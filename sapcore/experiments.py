@@ -468,7 +468,7 @@ def table1(s: Settings) -> list[Point]:
     points = []
     for game in (s.game,) if s.game else GAMES:
         name = f"double-dqn-{game}"
-        sha256 = checkpoints.sha256(name) if s.game or name in checkpoints.names() else ""
+        sha256 = checkpoints.sha256(name) if name in checkpoints.names() else ""
 
         def cell(
             defence: Defence, source: Defence, e: float, game: str = game, name: str = name, sha256: str = sha256

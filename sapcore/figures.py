@@ -320,18 +320,27 @@ def inclusion_law(p: Tensor, kept_share: Tensor, r: int, passes: int) -> Figure:
     return figure
 
 
-def learning_curves(histories: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Mean return of the episodes that ended in each ten thousand steps, and its running mean, one panel per game.
+def learning_curves(histories: dict[str, list[dict[str, Any]]], frame: pd.DataFrame) -> Figure:
+    """Mean return of the episodes that ended in each ten thousand steps, and in a hundred thousand, one panel per game.
 
-    histories: the `history` of each game's model card.
+    histories: the `history` of each game's model card; frame: Table 1's, for the random policy's mean return, dashed.
     """
     figure, panels = _panels(list(histories))
+    chance = frame[frame["series"] == "random"].set_index("panel")["mean"]
     for axes, (game, rows) in zip(panels, histories.items(), strict=False):
-        curve = pd.DataFrame(rows)[["step", "mean_return"]].dropna()
-        axes.plot(curve["step"] / 1e6, curve["mean_return"], color="C0", alpha=0.35, linewidth=1)
-        axes.plot(curve["step"] / 1e6, curve["mean_return"].rolling(10, min_periods=1).mean(), color="C0")
+        curve = pd.DataFrame(rows).astype({"mean_return": float})
+        step, ended = curve["step"] / 1e6, curve["episodes"].rolling(10, min_periods=1).sum()
+        total = (curve["mean_return"].fillna(0) * curve["episodes"]).rolling(10, min_periods=1).sum()
+        axes.plot(
+            step, curve["mean_return"], ".-", color="C0", alpha=0.35, linewidth=1, markersize=3, label="10,000 steps"
+        )
+        axes.plot(step, total / ended.where(ended > 0), color="C0", label="100,000 steps")
+        if game in chance.index:
+            axes.axhline(chance[game], color="0.4", linestyle="--", label="at random")
         axes.set(title=game, xlabel="agent steps (millions)", ylabel="mean return")
         axes.set_ylim(bottom=0)
+    if histories:
+        _legend_above(figure, panels[0])
     return figure
 
 
@@ -354,8 +363,15 @@ def returns(frame: pd.DataFrame) -> Figure:
         axes.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
         axes.set(title=game, xlabel="perturbation λ (of 255)", ylabel="mean return")
         axes.set_ylim(bottom=min(0, part["low"].min()))
-    panels[0].legend()
+    if games:
+        _legend_above(figure, *panels)
     return figure
+
+
+def _legend_above(figure: Figure, *panels: Axes) -> None:
+    """One legend for all panels, where it covers none."""
+    shown = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), frameon=False)
 
 
 def _panels(names: list[str]) -> tuple[Figure, list[Axes]]:
@@ -383,29 +399,33 @@ def returns_table(frame: pd.DataFrame) -> Markdown:
 
 def better_than_chance(frame: pd.DataFrame) -> Markdown:
     """In which games the agent, not attacked, is clearly above a random policy: their intervals do not overlap."""
-    clean = frame[frame["eps"] == 0].pivot(index="panel", columns="series", values=["low", "high"])
-    known = [g for g in frame["panel"].unique() if "dense" in clean["low"] and pd.notna(clean["low"]["dense"].get(g))]
-    above = [g for g in known if clean["low"]["dense"][g] > clean["high"]["random"][g]]
-    rest = [g for g in known if g not in above]
+    clean = frame[frame["eps"] == 0]
+    low = clean[clean["series"] == "dense"].set_index("panel")["low"]
+    chance = clean[clean["series"] == "random"].set_index("panel")["high"]
+    known = [game for game in frame["panel"].unique() if game in low.index and game in chance.index]
+    above = [game for game in known if low[game] > chance[game]]
+    rest = [game for game in known if game not in above]
     if not known:
-        return Markdown("No agent's return without an attack is computed yet.")
+        return Markdown("No agent's return without an attack is among these numbers.")
     said = f"Clearly better than a random policy without an attack: {', '.join(above) or 'none'}."
-    return Markdown(said + (f" Not clearly: {', '.join(rest)}, as the learning curve shows." if rest else ""))
+    return Markdown(said + (f" Not clearly: {', '.join(rest)}." if rest else ""))
 
 
 def table1(frame: pd.DataFrame) -> Markdown:
     """The change of the mean return by SAP-100 relative to the agent without it, beside the published one (Table 1).
 
-    All rows are there, also where ours are not computed.
+    All rows are there, also where ours are not computed; for SAP-100 attacked along dense's gradient there is one more.
     """
     found = frame.set_index(["panel", "series", "eps"])["returns"]
     rows: dict[str, dict[str, str]] = {}
     loose = []
     for e in sorted(frame.attrs["settings"].eps or TABLE_1):
-        ours = rows.setdefault(f"λ = {e:g}, ours", {})
-        for game in frame["panel"].unique():
-            if {(game, "dense", e), (game, "SAP-100", e)} <= set(found.index):
-                ours[game] = in_percent(*relative_change(found[game, "SAP-100", e], found[game, "dense", e]))
+        for series, label in (("SAP-100", "ours"), ("SAP-100 vs dense", "along dense's gradient")):
+            if label == "ours" or e:
+                rows[f"λ = {e:g}, {label}"] = {
+                    game: in_percent(*relative_change(found[game, series, e], found[game, "dense", e]))
+                    for game in frame["panel"].unique() if {(game, "dense", e), (game, series, e)} <= set(found.index)
+                }  # fmt: skip
         published = TABLE_1.get(e, ())
         if len(published) == len(GAMES):
             rows[f"λ = {e:g}, published"] = {g: f"{100 * v:+.1f}" for g, v in zip(GAMES, published, strict=True)}
@@ -413,6 +433,9 @@ def table1(frame: pd.DataFrame) -> Markdown:
             loose.append(f"λ = {e:g}: " + ", ".join(f"{100 * v:+.1f}" for v in published))
     wide = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(frame["panel"].unique())).fillna("–")
     table = wide.rename_axis("change (%) [95 % interval]").to_markdown(disable_numparse=True)
+    if "from 0" in table or "0 to 0" in table or "inf" in table:
+        table += "\n\n*from 0*: the agent without SAP got nothing, the one with SAP something; *0 to 0*: both nothing; "
+        table += "*inf*: so in more than 2.5 % of the resamples. The second table has the returns themselves."
     if loose:
         rest = "; ".join(loose)
         table += f"\n\nPublished too, with blanks whose games are not known, in the paper's order (%): {rest}."

@@ -387,10 +387,12 @@ def test_weights_pruned_at_random_that_help_at_one_eps_hold_in_direction(monkeyp
     ("name", "sap", "verdict"),
     [
         ("games lose without an attack", [5.0, 5.2, 5.1], HOLDS),
+        ("games lose without an attack", [9.7, 10.1, 9.9], DIRECTION),
         ("games lose without an attack", [9.9, 10.1, 10.0], FAILS),
         ("games lose without an attack", [15.0, 15.2, 15.1], FAILS),
         ("games gain under attack", [15.0, 15.2, 15.1], HOLDS),
-        ("games gain under attack", [9.9, 10.1, 10.3], FAILS),
+        ("games gain under attack", [9.9, 10.1, 10.3], HOLDS),
+        ("games gain under attack", [9.9, 10.1, 10.0], FAILS),
         ("games gain under attack", [5.0, 5.2, 5.1], FAILS),
         ("Bowling at 1", [15.0, 15.2, 15.1], DIRECTION),
         ("Bowling at 1", [352.0, 353.0, 352.6], HOLDS),
@@ -403,10 +405,44 @@ def test_claims_about_games(name: str, sap: list[float], verdict: str, monkeypat
     found = judged(BY_NAME[name], Numbers())
     assert found.verdict == verdict
     assert "random policy" not in found.why
-    frame.loc[(frame["series"] == "random") & (frame["panel"] == "Asterix"), ["low", "high"]] = [9.0, 9.9]
-    found = judged(BY_NAME[name], Numbers())
-    assert found.verdict == verdict
-    assert found.why.endswith("; not clearly above a random policy without an attack: Asterix")
+
+
+def test_agents_that_have_not_learnt_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unlearnt lose under attack and gain without one, against the claims."""
+    frame = games({game: [5.0, 5.2, 5.1] for game in GAMES})
+    gains = (frame["series"] == "SAP-100") & (frame["eps"] > 0)
+    frame.loc[gains, "returns"] = pd.Series([[15.0, 15.2, 15.1]] * len(frame))[gains]
+    other = (frame["panel"] == "Bowling") & (frame["series"] == "SAP-100")
+    frame.loc[other, "returns"] = frame.loc[other, "eps"].map(lambda e: [5.0, 5.1, 5.2] if e else [15.0, 15.2, 15.1])
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    both = [BY_NAME[name] for name in ("games lose without an attack", "games gain under attack")]
+    assert [judged(claim, Numbers()).verdict for claim in both] == [FAILS, DIRECTION]
+    chance = frame["series"] == "random"
+    frame.loc[chance & (frame["panel"] == "Bowling"), ["low", "high"]] = [9.0, 9.9]
+    for claim in both:
+        found = judged(claim, Numbers())
+        assert found.verdict == HOLDS
+        assert found.why.endswith("; not judged, as not clearly above a random policy: Bowling")
+    found = judged(BY_NAME["Bowling at 1"], Numbers())
+    assert found == (OPEN, "the agent for Bowling is not clearly above a random policy, so that a change says nothing")
+    frame.loc[chance & ~frame["panel"].isin(["Assault", "Asterix"]), ["low", "high"]] = [9.0, 9.9]
+    assert [judged(claim, Numbers()).verdict for claim in both] == [OPEN, OPEN]
+
+
+def test_gains_that_do_not_outnumber_losses_by_chance_alone_hold_in_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 of 24: a sign test gives 7.6 %. Two clear losses among 24 are one too many."""
+    gain, loss = [15.0, 15.2, 15.1], [5.0, 5.2, 5.1]
+    frame = games({game: gain if i < 4 else loss for i, game in enumerate(GAMES)})
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    found = judged(BY_NAME["games gain under attack"], Numbers())
+    assert found.verdict == DIRECTION
+    assert found.why.startswith("of 24 changes 16 are gains, 16 of them clear, and 8 losses, 8 clear: BeamRider at λ")
+    frame = games(dict.fromkeys(GAMES, gain))
+    lost = (frame["series"] == "SAP-100") & frame["eps"].isin([1, 2]) & (frame["panel"] == "Assault")
+    frame.loc[lost, "returns"] = pd.Series([loss] * len(frame))[lost]
+    assert judged(BY_NAME["games gain under attack"], Numbers()).verdict == DIRECTION
+    frame.loc[lost & (frame["eps"] == 1), "returns"] = pd.Series([gain] * len(frame))[lost]
+    assert judged(BY_NAME["games gain under attack"], Numbers()).verdict == HOLDS
 
 
 def test_an_interval_without_an_end_proves_no_published_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +450,11 @@ def test_an_interval_without_an_end_proves_no_published_change(monkeypatch: pyte
     frame = games({game: [0.0, 1.0, 2.0] for game in GAMES}, dense=[0.0, 0.0, 0.1])
     monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
     assert judged(BY_NAME["Bowling at 1"], Numbers()).verdict == FAILS
+    sap = [0.0, 1, 2, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7, 8, 9]
+    frame = games(dict.fromkeys(GAMES, sap), dense=[0.0] * 29 + [4.0])
+    found = judged(BY_NAME["Bowling at 1"], Numbers())
+    assert found.verdict == DIRECTION
+    assert "+inf" in found.why
 
 
 def games(sap: dict[str, list[float]], dense: Sequence[float] = (10.0, 10.2, 9.8)) -> pd.DataFrame:
@@ -569,7 +610,9 @@ def test_twenty_seconds_are_shown_and_not_judged() -> None:
 
 
 def test_some_games_that_lose_and_none_that_gains_hold_in_direction(monkeypatch: pytest.MonkeyPatch) -> None:
-    returns = {game: [5.0, 5.2, 5.1] if i < 3 else [9.9, 10.1, 10.0] for i, game in enumerate(GAMES)}
+    """Three clearly, one unclearly, two not at all."""
+    shown = [[5.0, 5.2, 5.1]] * 3 + [[9.9, 10.0, 10.0]] + [[9.9, 10.1, 10.0]] * 2
+    returns = dict(zip(GAMES, shown, strict=True))
 
     def verdict() -> str:
         frame = games(returns)

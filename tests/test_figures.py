@@ -198,9 +198,12 @@ def test_agents_that_are_clearly_better_than_chance_are_named() -> None:
     ]  # fmt: skip
     frame = pd.DataFrame([dict(zip(("panel", "series", "low", "high"), row, strict=True), eps=0) for row in rows])
     found = figures.better_than_chance(frame).data
-    assert found.startswith("Clearly better than a random policy without an attack: Assault. Not clearly: Bowling,")
-    only = figures.better_than_chance(frame[frame["series"] == "random"]).data
-    assert only == "No agent's return without an attack is computed yet."
+    assert found == "Clearly better than a random policy without an attack: Assault. Not clearly: Bowling."
+    for part in (frame[frame["series"] == "random"], frame[frame["series"] == "dense"], frame.assign(eps=1)):
+        only = figures.better_than_chance(part).data
+        assert only == "No agent's return without an attack is among these numbers."
+    gone = frame[(frame["panel"] != "Bowling") | (frame["series"] == "dense")]
+    assert "Bowling" not in figures.better_than_chance(gone).data
 
 
 def test_every_reading_has_its_curve() -> None:
@@ -558,11 +561,12 @@ def games(names: tuple[str, ...] = GAMES) -> pd.DataFrame:
 def test_table_1_stands_beside_the_published_one_and_leaves_its_blanks_open() -> None:
     lines = figures.table1(games()).data.splitlines()
     assert [re.sub(r"\|.*", "", line.strip("| ")).strip() for line in lines[2:7]] == [
-        "λ = 0, ours", "λ = 0, published", "λ = 1, ours", "λ = 1, published", "λ = 2, ours",
+        "λ = 0, ours", "λ = 0, published", "λ = 1, ours", "λ = 1, along dense's gradient", "λ = 1, published",
     ]  # fmt: skip
     assert lines[2].count("-50.0 [") == 6
     assert lines[4].count("+100.0 [") == 6
-    assert [cell.strip() for cell in lines[5].split("|")[2:8]] == [f"{100 * v:+.1f}" for v in TABLE_1[1]]
+    assert lines[5].count("–") == 6
+    assert [cell.strip() for cell in lines[6].split("|")[2:8]] == [f"{100 * v:+.1f}" for v in TABLE_1[1]]
     assert lines[-1].endswith(
         "λ = 2: +9.8, +20.8, +204.8, +110.1, +92.3; λ = 4: +12.4, +14.0, +1760.0, +202.6; "
         "λ = 8: +16.6, +7.4, +60.9, +134.8."
@@ -570,6 +574,18 @@ def test_table_1_stands_beside_the_published_one_and_leaves_its_blanks_open() ->
     few = games()
     few.attrs["settings"] = settings(eps=[0, 1])
     assert "λ = 8" not in figures.table1(few[few["eps"] < 2].assign()).data
+    also = games()
+    more = also[(also["panel"] == "Assault") & (also["series"] == "SAP-100")].assign(series="SAP-100 vs dense")
+    more["returns"] = pd.Series([[1.0, 3.0]] * len(more), index=more.index)
+    also = pd.concat([also, more], ignore_index=True)
+    also.attrs = games().attrs
+    assert "-50.0 [" in figures.table1(also).data.splitlines()[5]
+    assert "*from 0*" not in figures.table1(also).data
+    none = games()
+    none["returns"] = [[0.0, 0.0] if s == "dense" and e else r for s, e, r in none[["series", "eps", "returns"]].values]
+    text = figures.table1(none).data
+    assert text.count("from 0") == 13, "six games at two eps, and what it means"
+    assert "*from 0*: the agent without SAP got nothing" in text
     alone = figures.table1(games(("Bowling",))).data
     assert "+3425.9" in alone
     assert "Assault" not in alone
@@ -598,9 +614,15 @@ def test_games_are_drawn_whether_all_are_there_or_none(names: tuple[str, ...]) -
         figures.returns(frame)
     figures.returns_table(frame)
     figures.table1(frame)
-    history = [{"step": 10_000 * i, "mean_return": None if i == 3 else float(i)} for i in range(20)]
-    drawn = figures.learning_curves(dict.fromkeys(names, history))
+    history = [{"step": 10_000 * i, "episodes": i, "mean_return": None if i == 0 else float(i)} for i in range(20)]
+    drawn = figures.learning_curves(dict.fromkeys(names, history), frame)
     assert sum(axes.get_visible() for axes in drawn.axes) == max(1, len(names))
+    for axes in drawn.axes[: len(names)]:
+        pale, dark, chance = (np.asarray(line.get_ydata()) for line in axes.lines)
+        assert np.isnan([pale[0], dark[0]]).all(), "no episode has ended"
+        assert pale[19] == 19
+        assert dark[19] == pytest.approx(sum(i * i for i in range(10, 20)) / sum(range(10, 20)))
+        assert list(chance) == [5, 5]
 
 
 def moments(count: int) -> list[Moment]:

@@ -67,6 +67,16 @@ class Recipe:
     seed: int = 0
     rules: Rules = dataclasses.field(default_factory=Rules)
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "games", "minibatch", "samples_per_step", "replay", "target_update", "epsilon_steps"):
+            if getattr(self, name) < 1:
+                raise SapcoreError(f"{name} is {getattr(self, name)!r}, but must be a whole number of 1 or more")
+        if not 0 <= self.learning_starts < self.steps:
+            raise SapcoreError(
+                f"learning_starts is {self.learning_starts!r}, but must be a whole number from 0 to steps - 1 = "
+                f"{self.steps - 1}, or nothing is learnt"
+            )
+
     def epsilon_at(self, step: int) -> float:
         """The share of random actions: all of them before anything is learnt."""
         if step < self.learning_starts:
@@ -134,7 +144,7 @@ class _Run:
         self._pool = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         self.replay = self._resumed() if self.path.exists() else self._replay()
-        origin = provenance.collect(device)
+        origin = provenance.collect(device, ("ale-py",))
         if origin not in self.origins:
             self.origins.append(origin)
         self._begin_games()

@@ -37,6 +37,18 @@ class Rules:
     life_ends_return: bool = True
     """In learning alone: nothing is expected after the loss of a life, though the game goes on (Mnih et al. 2015)."""
 
+    def __post_init__(self) -> None:
+        for name in ("sticky_actions", "evaluation_epsilon"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SapcoreError(f"{name} is {getattr(self, name)!r}, but must be a number from 0 to 1")
+        for name in ("frameskip", "noops", "frames_per_episode"):
+            if getattr(self, name) < 1:
+                raise SapcoreError(f"{name} is {getattr(self, name)!r}, but must be a whole number of 1 or more")
+        if (self.side, self.stack) != (84, 4):
+            raise SapcoreError(
+                f"side and stack are {self.side!r} and {self.stack!r}, but must be 84 and 4, which the network takes"
+            )
+
 
 def make(game: str, count: int, rules: Rules | None = None) -> Any:
     """`count` games side by side, a `gymnasium.vector.VectorEnv`; observations are uint8 (count, 4, 84, 84).
@@ -46,6 +58,8 @@ def make(game: str, count: int, rules: Rules | None = None) -> Any:
     """
     rules = rules or Rules()
     check_game(game)
+    if count < 1:
+        raise SapcoreError(f"count is {count!r}, but must be a whole number of 1 or more")
     return _gymnasium().make_vec(
         f"ALE/{game}-v5",
         num_envs=count,

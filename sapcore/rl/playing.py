@@ -55,32 +55,35 @@ def play(
     the cross-entropy of the softmax over the values against the source's own greedy action (Huang et al. 2017), the
     gradient is over `gradient_passes` passes. Games, actions and noise follow from the seed, so that on a CPU the
     same call gives the same returns.
-    Raises `SapcoreError` for senseless arguments.
+    Raises `SapcoreError` for senseless arguments, and for an agent or a source of another game's actions.
     """
     eps = attacks.steps.check_eps(eps)
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise SapcoreError(f"episodes is {episodes!r}, but must be a whole number of 1 or more")
+    if agent is None and (eps or watch or source):
+        raise SapcoreError("a random policy (agent None) sees nothing: it has no eps but 0, no source and no watch")
     rules = rules or Rules()
     env = make(game, episodes, rules)
+    count = int(env.single_action_space.n)
     first_seed = stream(seed, f"games of {game}") % 2**30
     seen, _ = env.reset(seed=np.arange(first_seed, first_seed + episodes))
     returns, playing = np.zeros(episodes), np.arange(episodes)
     step = steps = 0
     source = source or agent
     while len(playing):
-        actions, explored = _at_random(seed, step, episodes, int(env.single_action_space.n), rules.evaluation_epsilon)
+        actions, explored = _at_random(seed, step, episodes, count, rules.evaluation_epsilon)
         if agent is not None:
             assert source is not None
             x, ids, now = torch.from_numpy(seen[playing]), torch.from_numpy(playing), stream(seed, f"step {step}")
             shown, before = x.float(), None
             if eps or watch:
-                before = values(source, shown, passes, stream(now, "label"), ids, precision)
+                before = _of_actions(count, game, values(source, shown, passes, stream(now, "label"), ids, precision))
             if eps:
                 assert before is not None
                 shown = attacks.fgsm(
                     source, shown, before.argmax(1), eps, gradient_passes, now, ids, estimator, precision=precision
                 )
-            after = values(agent, shown, passes, stream(now, "evaluation"), ids, precision)
+            after = _of_actions(count, game, values(agent, shown, passes, stream(now, "evaluation"), ids, precision))
             actions[playing] = np.where(explored[playing], actions[playing], after.argmax(1).numpy())
             if watch:
                 assert before is not None
@@ -91,6 +94,13 @@ def play(
         playing = playing[~(terminated | truncated)[playing]]
     env.close()
     return Episodes(returns.tolist(), steps)
+
+
+def _of_actions(count: int, game: str, found: Tensor) -> Tensor:
+    """The values as they are; the emulator waits for ever for an action that it does not have."""
+    if found.shape[1] != count:
+        raise SapcoreError(f"the agent knows {found.shape[1]} actions, but {game} has {count}: it is another game's")
+    return found
 
 
 class Moment(NamedTuple):
@@ -113,7 +123,8 @@ def moments(agent: nn.Module, game: str, steps: int, **arguments: Any) -> list[M
             found.append(Moment(step, *(t[0].clone() for t in seen)))
 
     rules = arguments.pop("rules", None) or Rules()
-    short = dataclasses.replace(rules, frames_per_episode=rules.frameskip * (steps + rules.noops))
+    frames = min(rules.frames_per_episode, rules.frameskip * (steps + rules.noops))
+    short = dataclasses.replace(rules, frames_per_episode=frames)
     play(agent, game, 1, rules=short, watch=keep, **arguments)
     return found
 
@@ -158,22 +169,21 @@ def interval_of_mean(returns: list[float]) -> tuple[float, float] | tuple[None, 
 def relative_change(returns: list[float], of: list[float]) -> tuple[float, float, float]:
     """The change of the mean return as a fraction of the mean of `of`, with its 95 % bootstrap interval.
 
-    From a mean of 0 any gain is infinite, and 0 to 0 is nan; so is the interval of a single return. The ends of the
-    interval are resamples, not between two, so that an infinite one does not spoil its neighbour.
+    From a mean of 0 any gain is infinite, and 0 to 0 is nan; so is the interval of a single return. A resample of 0 to
+    0 is no change, so that the interval leaves 0 out where that of the difference does. Its ends are resamples, not
+    between two, so that an infinite one does not spoil its neighbour.
     """
     change = float(_change(np.mean(returns), np.mean(of)))
     if len(returns) < 2 or len(of) < 2:
         return change, float("nan"), float("nan")
-    changes = np.sort(_change(_resampled_means(returns, 0), _resampled_means(of, 1)))
-    known = changes[~np.isnan(changes)]
-    if not len(known):
-        return change, float("nan"), float("nan")
-    last = len(known) - 1
-    return change, float(known[int(0.025 * last)]), float(known[math.ceil(0.975 * last)])
+    changes = _change(_resampled_means(returns, 0), _resampled_means(of, 1))
+    changes = np.sort(np.where(np.isnan(changes), 0, changes))
+    last = len(changes) - 1
+    return change, float(changes[int(0.025 * last)]), float(changes[math.ceil(0.975 * last)])
 
 
 def in_percent(change: float, low: float, high: float) -> str:
-    """What `relative_change` found, in words: `+12.0 [-3.0, +30.0]`, or `from 0` where that is no number."""
+    """What `relative_change` found, in words: `+12.0 [-3.0, +30.0]`; `from 0` or `0 to 0` where that is no number."""
     if not np.isfinite(change):
         return "0 to 0" if np.isnan(change) else "from 0"
     return f"{100 * change:+.1f}" + ("" if np.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]")

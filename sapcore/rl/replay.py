@@ -71,8 +71,11 @@ class Replay:
 
         frames: uint8 (games, side, side), seen before the actions; first: where an episode begins with it; rewards
         and terminals follow the actions; usable: False where the action counted for nothing. All others (games,).
+        Raises `SapcoreError` for rewards that int16 does not hold.
         """
         slot = self.written % self.length
+        if not np.array_equal(rewards, np.asarray(rewards).astype(np.int16)):
+            raise SapcoreError("a reward is no whole number from -32,768 to 32,767, and the replay keeps no others")
         self.frames[slot], self.first[slot], self.actions[slot] = frames, first, actions
         self.rewards[slot], self.terminals[slot], self.usable[slot] = rewards, terminals, usable
         self.written += 1

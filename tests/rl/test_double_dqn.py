@@ -54,6 +54,19 @@ def test_every_game_has_the_same_recipe() -> None:
         assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("minibatch", 0, "minibatch is 0, but must be a whole number of 1 or more"),
+        ("epsilon_steps", 0, "epsilon_steps is 0, but must be a whole number of 1 or more"),
+        ("learning_starts", 400, "learning_starts is 400, but must be a whole number from 0 to steps - 1 = 399, or "),
+    ],
+)
+def test_a_senseless_recipe_is_one_sentence(field: str, value: int, message: str) -> None:
+    with pytest.raises(SapcoreError, match=f"^{message}"):
+        dataclasses.replace(TINY, **{field: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("as_learnt", [True, False])
 def test_what_is_learnt_from_is_what_the_games_showed(
     as_learnt: bool, folder: Path, monkeypatch: pytest.MonkeyPatch

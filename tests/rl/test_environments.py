@@ -19,6 +19,22 @@ def test_an_unknown_game_names_the_six() -> None:
         make("Pong", 1)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("sticky_actions", 7, "sticky_actions is 7, but must be a number from 0 to 1"),
+        ("evaluation_epsilon", -1, "evaluation_epsilon is -1, but must be a number from 0 to 1"),
+        ("frameskip", 0, "frameskip is 0, but must be a whole number of 1 or more"),
+        ("side", 42, "side and stack are 42 and 4, but must be 84 and 4, which the network takes"),
+    ],
+)
+def test_senseless_rules_are_one_sentence(field: str, value: float, message: str) -> None:
+    with pytest.raises(SapcoreError, match=f"^{message}$"):
+        Rules(**{field: value})  # type: ignore[arg-type]
+    with pytest.raises(SapcoreError, match=r"^count is 0, but must be a whole number of 1 or more$"):
+        make("Bowling", 0)
+
+
 def test_without_ale_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(SapcoreError, match=r"install them with `pip install 'sapcore\[rl\]'`"):

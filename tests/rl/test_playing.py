@@ -14,19 +14,23 @@ from sapcore.errors import SapcoreError
 from sapcore.models import QNetwork, initialize
 from sapcore.randomness import stream
 from sapcore.rl.environments import Rules, make
-from sapcore.rl.playing import interval_of_mean, play, relative_change, values
+from sapcore.rl.playing import interval_of_mean, moments, play, relative_change, values
 
 pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
 
 SHORT = Rules(frames_per_episode=160)
 
 
+def untrained(actions: int, seed: int = 0) -> nn.Module:
+    """An agent with clear preferences all the same."""
+    network = QNetwork(actions)
+    initialize(network, torch.Generator().manual_seed(seed))
+    return network.eval().requires_grad_(False)
+
+
 @pytest.fixture(scope="module")
 def agent() -> nn.Module:
-    """Untrained, but with clear preferences."""
-    network = QNetwork(6)
-    initialize(network, torch.Generator().manual_seed(0))
-    return network.eval().requires_grad_(False)
+    return untrained(6)
 
 
 def test_every_episode_is_played_to_its_own_end(agent: nn.Module) -> None:
@@ -102,8 +106,8 @@ def test_the_agent_does_what_it_values_most_where_it_thinks_it_is(
     assert all(np.array_equal(a[:short], b[:short]) for a, b in zip(done, wanted, strict=True) if len(b) == 2)
 
 
-def test_now_and_then_every_player_does_the_same_at_random(agent: nn.Module) -> None:
-    short = Rules(frames_per_episode=1600)
+def test_now_and_then_every_player_does_the_same_at_random() -> None:
+    agent, short = untrained(7), Rules(frames_per_episode=1600)
     chance = play(None, "Assault", 4, rules=short)
     assert play(agent, "Assault", 4, rules=dataclasses.replace(short, evaluation_epsilon=1)) == chance
     greedy = play(agent, "Assault", 4, rules=dataclasses.replace(short, evaluation_epsilon=0))
@@ -111,9 +115,7 @@ def test_now_and_then_every_player_does_the_same_at_random(agent: nn.Module) -> 
 
 
 def test_the_gradient_may_be_another_agents(agent: nn.Module) -> None:
-    other = QNetwork(6)
-    initialize(other, torch.Generator().manual_seed(1))
-    other.eval().requires_grad_(False)
+    other = untrained(6, seed=1)
     steps: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
     play(agent, "Bowling", 1, 4, source=other, rules=SHORT, watch=lambda *step: steps.append(step))
     number, x, x_adv, _, _ = steps[5]
@@ -142,11 +144,28 @@ def test_values_are_the_mean_of_the_passes(agent: nn.Module) -> None:
         ({"episodes": 0}, "episodes is 0, but must be a whole number of 1 or more"),
         ({"eps": -1}, "eps is -1, but must be a number of 0 or more"),
         ({"passes": 0}, "passes is 0, but must be a whole number of 1 or more"),
+        ({"agent": None, "eps": 4}, "a random policy .agent None. sees nothing: it has no eps but 0, no source and no"),
+        ({"game": "Asterix"}, "the agent knows 6 actions, but Asterix has 9: it is another game's"),
+        (
+            {"source": untrained(7), "eps": 1},
+            "the agent knows 7 actions, but Bowling has 6: it is another game's",
+        ),
     ],
 )
 def test_senseless_arguments_are_one_sentence(agent: nn.Module, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(SapcoreError, match=f"^{message}"):
-        play(agent, **({"game": "Bowling", "rules": SHORT} | arguments))  # type: ignore[arg-type]
+        play(**({"agent": agent, "game": "Bowling", "rules": SHORT} | arguments))  # type: ignore[arg-type]
+
+
+def test_moments_are_the_first_steps_of_an_episode(agent: nn.Module) -> None:
+    found = moments(agent, "Bowling", 12, eps=2, passes=2)
+    assert [moment.step for moment in found] == list(range(12))
+    assert all(moment.seen.shape == moment.shown.shape == (4, 84, 84) for moment in found)
+    assert max(float((moment.shown - moment.seen.float()).abs().max()) for moment in found) == 2
+    short = moments(agent, "Bowling", 500, rules=SHORT)
+    assert 30 <= len(short) <= 160, "the episode ends before"
+    with pytest.raises(SapcoreError, match=r"^a random policy"):
+        moments(None, "Bowling", 3)  # type: ignore[arg-type]
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
@@ -176,11 +195,25 @@ def test_a_relative_change_is_of_the_means_with_an_interval_round_it() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_change_from_nothing_is_infinite_and_one_from_nearly_nothing_has_an_interval() -> None:
     assert relative_change([3.0, 5.0], [0.0, 0.0]) == (np.inf, np.inf, np.inf)
-    assert np.isnan(relative_change([0.0, 0.0], [0.0, 0.0])).all()
+    nothing, *ends = relative_change([0.0, 0.0], [0.0, 0.0])
+    assert np.isnan(nothing)
+    assert ends == [0, 0]
     change, low, high = relative_change([50.0] * 29 + [40.0], [0.0] * 28 + [10.0, 20.0])
     assert change == pytest.approx(48.67, abs=0.01)
     assert 10 < low < change < high
     assert high == np.inf
+
+
+def test_where_nearly_all_get_nothing_one_lucky_episode_is_no_clear_change() -> None:
+    assert relative_change([0.0] * 14 + [1.0], [0.0] * 30) == (np.inf, 0, np.inf)
+    assert relative_change([0.0] * 15, [0.0] * 29 + [10.0])[::2] == (-1, 0)
+    rng = np.random.default_rng(0)
+    false = 0
+    for _ in range(200):
+        few, many = (10.0 * (rng.random(n) < 0.05) for n in (15, 30))
+        _, low, high = relative_change(few.tolist(), many.tolist())
+        false += low > 0 or high < 0
+    assert false / 200 <= 0.06, "both have the same law"
 
 
 def test_the_interval_of_a_change_covers_it_as_often_as_it_says() -> None:

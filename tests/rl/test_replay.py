@@ -70,6 +70,14 @@ def test_every_sample_is_a_transition_that_happened_among_the_newest(
         assert matches, "a transition that never happened"
 
 
+@pytest.mark.parametrize("reward", [0.5, 40_000])
+def test_a_reward_that_would_be_stored_as_another_is_refused(reward: float) -> None:
+    ring, one = Replay(100, 1), np.ones(1, dtype=bool)
+    with pytest.raises(SapcoreError, match=r"^a reward is no whole number from -32,768 to 32,767"):
+        ring.add(np.zeros((1, 84, 84), np.uint8), one, np.zeros(1, int), np.array([reward]), ~one, one)
+    assert len(ring) == 0
+
+
 def test_every_usable_transition_is_drawn_equally_often() -> None:
     """Chi-square; false alarm: 1e-6."""
     replay = Replay(40, 2, SIDE, 4)
