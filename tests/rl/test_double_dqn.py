@@ -76,7 +76,9 @@ def test_what_is_learnt_from_is_what_the_games_showed(
     With rewards clipped and returns ended by the loss of a life, and with neither.
     """
     rules = Rules(frames_per_episode=600, clipped_rewards=as_learnt, life_ends_return=as_learnt)
-    recipe = dataclasses.replace(TINY, game="Asterix", games=2, replay=600, learning_starts=10**6, rules=rules)
+    recipe = dataclasses.replace(
+        TINY, game="Asterix", games=2, replay=600, steps=10**7, learning_starts=10**6, rules=rules
+    )
     run = _Run("tiny", recipe, CPU, folder)
     shown: set[tuple[bytes, int, bytes, float, bool]] = set()
     counts = {"rewards": 0, "lives": 0, "ends": 0}
@@ -172,7 +174,7 @@ def test_the_target_is_double_dqns(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_rewards_are_clipped_and_the_loss_of_a_life_ends_what_is_to_be_expected(folder: Path) -> None:
-    recipe = dataclasses.replace(TINY, game="Assault", steps=6000, replay=6000, learning_starts=10**6)
+    recipe = dataclasses.replace(TINY, game="Assault", steps=6000, replay=6000, learning_starts=5999)
     run = _Run("tiny", recipe, CPU, folder)
     lives = [run.lives.copy()]
     gained: list[float] = []
