@@ -348,9 +348,9 @@ def returns(frame: pd.DataFrame) -> Figure:
     """Mean return against eps of the agent and of the agent with SAP-100, one panel per game; dashed: at random."""
     games = list(frame["panel"].unique())
     figure, panels = _panels(games)
+    grid = sorted(frame["eps"].unique())
     for axes, game in zip(panels, games, strict=False):
         part = frame[frame["panel"] == game]
-        grid = sorted(part["eps"].unique())
         for i, (name, curve) in enumerate(part[part["series"] != "random"].groupby("series", sort=False)):
             curve = curve.sort_values("eps")
             bars = [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
