@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from sapcore import noise_cpu
 from sapcore.errors import SapcoreError
@@ -206,6 +207,11 @@ def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     once: dict[int, tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
         if isinstance(module, kinds):
+            if parametrize.is_parametrized(module):
+                raise SapcoreError(
+                    f"the weights of {name or 'the network'} are computed anew at each call (parametrized); call "
+                    "torch.nn.utils.parametrize.remove_parametrizations first"
+                )
             once.setdefault(id(module.weight), (f"{name}.weight" if name else "weight", module.weight))
     if not once:
         raise SapcoreError("the network has no convolution and no linear layer whose weights could be changed")

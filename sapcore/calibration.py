@@ -8,6 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from sapcore.errors import SapcoreError
+from sapcore.evaluation import check_labels
 
 BINS = 15
 RESAMPLES = 999
@@ -42,6 +43,7 @@ def calibration(probabilities: Tensor, labels: Tensor, bins: int = BINS, seed: i
         raise SapcoreError("there is no image to measure calibration on")
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise SapcoreError(f"bins is {bins!r}, but must be a whole number of 1 or more")
+    labels = check_labels(labels, *probabilities.shape)
     confidence, predicted = (t.numpy() for t in probabilities.double().cpu().max(1))
     correct = predicted == labels.cpu().numpy()
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -27,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "\nsapcore: stopped; what is finished is stored, and the same command goes on from there", file=sys.stderr
         )
         return 130
+    except BrokenPipeError:  # what reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("game", help=f"one of {', '.join(environments.GAMES)}")
     add.add_argument("--eps", type=float, default=2, help="perturbation in pixel units, 0-255")
     add.add_argument("--steps", type=int, default=150, help="agent steps, a picture each")
+    add.add_argument("--out", type=Path, metavar="FILE.gif", help="default, of the book's film alone: where it has it")
     add.add_argument("--seed", type=int, default=0)
     add.set_defaults(command=_film)
 
@@ -112,12 +118,17 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _film(parsed: argparse.Namespace) -> int:
-    """Film an agent under FGSM, with and without SAP-100, and neither, into book/_static/GAME.gif."""
+    """Film an agent under FGSM, with and without SAP-100, and neither.
+
+    Without other eps, steps and seed it is the book's film, and goes to book/_static/GAME.gif if --out names no file.
+    """
     from sapcore import figures  # here, because drawing takes seconds to import
 
     if parsed.steps < 1:
         raise SapcoreError(f"steps is {parsed.steps}, but must be a whole number of 1 or more")
     environments.check_game(parsed.game)
+    if not parsed.out and (parsed.eps, parsed.steps, parsed.seed) != (2, 150, 0):
+        raise SapcoreError("a film of other eps, steps or seed is not the book's: say with --out where it is to go")
     agent = checkpoints.load(f"double-dqn-{parsed.game}")
     noisy = with_sap(agent, experiments.SAP_100.level or 0)
     plays = {
@@ -127,7 +138,7 @@ def _film(parsed: argparse.Namespace) -> int:
             (f"SAP-100, attacked, λ = {parsed.eps:g}", noisy, parsed.eps),
         )
     }  # fmt: skip
-    path = ROOT / "book" / "_static" / f"{parsed.game}.gif"
+    path = parsed.out or ROOT / "book" / "_static" / f"{parsed.game}.gif"
     figures.film(plays, path)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -30,7 +30,8 @@ def load(dataset: str = "cifar10", split: str = "test") -> tuple[Tensor, Tensor]
         raise SapcoreError(f"dataset is {dataset!r}, but must be one of {', '.join(DATASETS)}")
     if split not in SPLITS:
         raise SapcoreError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
-    return _cifar10(split) if dataset == "cifar10" else _digits(split)
+    images, labels = _cifar10(split) if dataset == "cifar10" else _digits(split)
+    return images.clone(), labels.clone()  # the cache stays whole, whatever becomes of them
 
 
 @functools.cache

@@ -33,7 +33,13 @@ class Accuracy:
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> Accuracy:
-    """Accuracy of argmax predictions. probabilities: (N, classes); labels: int64 (N,)."""
+    """Accuracy of argmax predictions. probabilities: (N, classes); labels: int64 (N,).
+
+    Raises `SapcoreError` for no image, and for labels that are not one class per image.
+    """
+    if not len(probabilities):
+        raise SapcoreError("there is no image to measure accuracy on")
+    labels = check_labels(labels, *probabilities.shape)
     correct = int((probabilities.argmax(1).cpu() == labels.cpu()).sum())
     interval = binomtest(correct, len(labels)).proportion_ci(0.95, method="wilson")
     return Accuracy(correct, len(labels), float(interval.low), float(interval.high))
@@ -85,7 +91,8 @@ def _predict(
     model: nn.Module, x: Tensor, y: Tensor | None, passes: int, seed: int, ids: Tensor | None, batch_size: int,
     precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    require_eval_mode(model)
+    check_network(model)
+    y = None if y is None else check_labels(y, len(x))
     device, count = device_of(model), count_passes(model, passes)
     if not len(x):
         raise SapcoreError("x holds no images, but at least one is needed")
@@ -132,7 +139,7 @@ def noisy_passes(
     n, device, told = len(begun), begun.parts[0].device, _TOLD.get()
     if not isinstance(model, NoisyModel):
         with autocast(precision, device):
-            yield passes.start, begun.model(*begun.parts)[None].float()
+            yield passes.start, _logits(begun.model(*begun.parts), n)[None].float()
         if told:
             told(n)
         return
@@ -143,9 +150,19 @@ def noisy_passes(
         rows = begun.repeated(len(numbers))
         with autocast(precision, device):
             logits = model(rows, seed=seed, ids=ids.repeat(len(numbers)), passes=numbers.repeat_interleave(n))
-        yield start, logits.float().reshape(len(numbers), n, -1)
+        yield start, _logits(logits, len(rows)).float().reshape(len(numbers), n, -1)
         if told:
             told(len(rows))
+
+
+def _logits(found: object, rows: int) -> Tensor:
+    """What a network gave; raises `SapcoreError` unless it is logits of two classes or more."""
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != rows or found.shape[1] < 2:
+        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
+        raise SapcoreError(
+            f"the network's output has {given}, but must be logits ({rows}, classes) of two classes or more"
+        )
+    return found
 
 
 def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -165,10 +182,40 @@ def count_passes(model: nn.Module, passes: int) -> int:
     return passes if isinstance(model, NoisyModel) else 1
 
 
-def require_eval_mode(model: nn.Module) -> None:
-    """Stop if BatchNorm or Dropout would behave as in training: such numbers would mean something else."""
+def check_labels(labels: Tensor, images: int, classes: int | None = None) -> Tensor:
+    """The labels as int64; raises `SapcoreError` unless there is one for each image, a class from 0 on."""
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+    if not whole or labels.dim() != 1:
+        given = (
+            f"{str(labels.dtype)[6:]} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        )
+        raise SapcoreError(f"labels are {given}, but must be whole numbers in a tensor ({images},), one per image")
+    if len(labels) != images:
+        raise SapcoreError(f"there are {images} images but {len(labels)} labels")
+    if images and not (int(labels.min()) >= 0 and (classes is None or int(labels.max()) < classes)):
+        allowed = "0 or more" if classes is None else f"from 0 to {classes - 1}"
+        raise SapcoreError(f"labels go from {int(labels.min())} to {int(labels.max())}, but must be {allowed}")
+    return labels.long()
+
+
+def check_network(model: nn.Module) -> None:
+    """Stop if numbers of this network would mean something else.
+
+    That is so if BatchNorm or Dropout behave as in training, if it is not of float32, or if a noisy network is inside
+    another module, which would call it for the same pass again and again.
+    """
     if any(module.training for module in model.modules()):
         raise SapcoreError("the network is in training mode; call model.eval() first (SAP's noise stays on)")
+    if any(isinstance(module, NoisyModel) for module in model.modules() if module is not model):
+        raise SapcoreError(
+            f"a noisy network is inside a {type(model).__name__}, where all its passes are one; put the noise in last, "
+            "as in with_sap(nn.Sequential(normalize, network))"
+        )
+    other = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        raise SapcoreError(
+            f"the network's weights are {str(other)[6:]}, but must be float32; precision='bfloat16' makes passes faster"
+        )
 
 
 def as_pixels(x: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ not on the batch size, the chunking, the memory layout, the number of workers or
 import dataclasses
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -86,6 +87,9 @@ def per_example(n: int, ids: Tensor | None, passes: Tensor | int) -> tuple[Tenso
     """ids (default 0..n-1) and passes (one number serves all) as int64 (n,)."""
     ids = torch.arange(n) if ids is None else torch.as_tensor(ids)
     passes = torch.as_tensor(passes)
+    for name, t in (("ids", ids), ("passes", passes)):
+        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+            raise SapcoreError(f"{name} are {str(t.dtype).removeprefix('torch.')}, but must be whole numbers, as int64")
     if ids.shape != (n,):
         raise SapcoreError(f"ids has shape {tuple(ids.shape)}, but must be ({n},), one per example")
     if passes.shape not in ((), (n,)):
@@ -137,35 +141,49 @@ class NoisyModel(nn.Module):
 
     def __init__(self, model: nn.Module, noise: Noise, description: dict[str, object]) -> None:
         super().__init__()
+        if any(isinstance(module, NoisyModel) for module in model.modules()):
+            raise SapcoreError("the network is noisy already, and only one kind of noise goes into a network")
         self.model, self.noise, self.description = model, noise, description
         self.training = model.training
         self.plain: tuple[nn.Module, ...] = ()  # the network without noise, if it is known; not a part of this one
-        self._halves: tuple[list[tuple[nn.Module, bool]], tuple[nn.Module, nn.Module] | None] = ([], None)
+        self._split_of: tuple[list[object], list[Tensor]] = ([], [])
+        self._halves: tuple[nn.Module, nn.Module] | None = None
 
     def forward(self, x: Tensor | Begun, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
         """One noisy pass per row.
 
         x: (N, ...), or what `begin` made of it; ids: int64 (N,) names the examples, default 0..N-1; passes: the
         number of the pass, one for all rows or int64 (N,). Calling again with the same arguments gives the same output.
+        Raises `SapcoreError` if no noisy layer is reached.
         """
         split_seed(seed)
-        self.noise.seed = seed
         device = x.parts[0].device if isinstance(x, Begun) else x.device
-        self.noise.ids, self.noise.passes = (t.to(device) for t in per_example(len(x), ids, passes))
-        self.noise.layer = 0
-        return x.model(*x.parts) if isinstance(x, Begun) else self.model(x)
+        self._draw_for(seed, *(t.to(device) for t in per_example(len(x), ids, passes)))
+        out: Tensor = x.model(*x.parts) if isinstance(x, Begun) else self.model(x)
+        if not self.noise.layer:
+            raise SapcoreError("the network's forward reaches none of its noisy layers, so that nothing is random")
+        return out
+
+    def _draw_for(self, seed: int, ids: Tensor, passes: Tensor) -> None:
+        self.noise.seed, self.noise.ids, self.noise.passes, self.noise.layer = seed, ids, passes, 0
 
     def begin(self, x: Tensor) -> Begun:
         """Compute of x what all passes have in common, the part before the first noisy layer.
 
         Nothing, where torch.fx cannot follow the network.
         """
-        modules = [(module, has_hooks(module)) for module in self.model.modules()]
-        if self._halves[0] != modules:
-            self._halves = modules, split(self.model, lambda module: getattr(module, "noise", None) is self.noise)
-        if self._halves[1] is None:
+        if not len(x):
             return Begun(self.model, (x,))
-        beginning, rest = self._halves[1]
+        steps, tensors = self._what_is_split()
+        alike = len(tensors) == len(self._split_of[1]) and all(map(operator.is_, tensors, self._split_of[1]))
+        if not alike or self._split_of[0] != steps:
+            watched = any(map(has_hooks, self.model.modules()))  # and must not be called once too often
+            is_noisy = lambda module: getattr(module, "noise", None) is self.noise  # noqa: E731
+            self._halves = split(self.model, is_noisy, lambda traced: watched or self._is_the_same(traced, x[:1]))
+            self._split_of = steps, tensors
+        if self._halves is None:
+            return Begun(self.model, (x,))
+        beginning, rest = self._halves
         parts = beginning(x)
         follows_x = all(isinstance(part, Tensor) and part.dim() and len(part) == len(x) for part in parts)
         if not follows_x or any(
@@ -173,3 +191,30 @@ class NoisyModel(nn.Module):
         ):
             return Begun(self.model, (x,))
         return Begun(rest, parts)
+
+    def _what_is_split(self) -> tuple[list[object], list[Tensor]]:
+        """All that a traced network takes as given: its modules with their plain attributes, and which tensors."""
+        steps: list[object] = [
+            (
+                module,
+                has_hooks(module),
+                {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)},
+            )
+            for module in self.model.modules()
+        ]
+        return steps, [*self.model.parameters(), *self.model.buffers()]
+
+    @torch.no_grad()
+    def _is_the_same(self, traced: nn.Module, x: Tensor) -> bool:
+        """Whether the traced network does what the network does: a forward may ask what torch.fx answers otherwise."""
+        names = tuple(t.to(x.device) for t in per_example(1, None, 0))
+        try:
+            self._draw_for(0, *names)
+            expected = self.model(x.clone())
+        except Exception:  # which the pass that is to come will raise again
+            return True
+        try:
+            self._draw_for(0, *names)
+            return bool(torch.equal(expected, traced(x.clone())))
+        except Exception:  # what was traced is another network
+            return False

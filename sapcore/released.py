@@ -58,7 +58,9 @@ def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
     try:
         import cv2  # here, because only a training on the authors' terms needs it
     except ImportError:
-        raise SapcoreError("colour jitter needs OpenCV: install it with `pip install 'sapcore[released]'`") from None
+        raise SapcoreError(
+            "colour jitter needs OpenCV: install it with `pip install -e '.[released]'` in the checkout"
+        ) from None
     n, _, height, width = images.shape
     shift = ((2 * torch.rand((n, 3), generator=generator) - 1) * torch.tensor(JITTER)).trunc()
     pixels = images.permute(0, 2, 3, 1).reshape(n * height, width, 3).contiguous().cpu().numpy()

@@ -114,7 +114,9 @@ def _on_dask(
     try:
         from distributed import Client, LocalCluster, as_completed
     except ImportError:
-        raise SapcoreError("several workers need Dask: install it with `pip install 'sapcore[cluster]'`") from None
+        raise SapcoreError(
+            "several workers need Dask: install it with `pip install -e '.[cluster]'` in the checkout"
+        ) from None
     with contextlib.ExitStack() as stack:
         address: Any = scheduler
         if not scheduler:

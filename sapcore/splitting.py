@@ -1,16 +1,21 @@
 """Splits a network before its first noisy layers, so that many noisy passes share what they have in common."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 
-def split(model: nn.Module, is_noisy: Callable[[nn.Module], bool]) -> tuple[nn.Module, nn.Module] | None:
+def split(
+    model: nn.Module, is_noisy: Callable[[nn.Module], bool], is_the_same: Callable[[nn.Module], bool]
+) -> tuple[nn.Module, nn.Module] | None:
     """The part of `model` that no noisy layer reaches, and the rest: model(x) = rest(*beginning(x)).
 
     Both share the modules of `model`; the rest may do two of them in one step. None if the network's forward cannot
-    be traced by torch.fx, or if it has hooks that the traced parts would not call.
+    be traced by torch.fx, or what is traced is not the same by `is_the_same`, or changes in place what others may see,
+    or if it has hooks that the traced parts would not call.
     """
     tracer = _Tracer(is_noisy)
     try:
@@ -20,43 +25,63 @@ def split(model: nn.Module, is_noisy: Callable[[nn.Module], bool]) -> tuple[nn.M
     if any(has_hooks(module) for module in model.modules() if module not in tracer.leaves):
         return None
     noisy: set[fx.Node] = set()
+    of_x: set[fx.Node] = set()
     for node in graph.nodes:
-        of_module = node.op == "call_module" and is_noisy(model.get_submodule(str(node.target)))
-        if of_module or any(source in noisy for source in node.all_input_nodes):
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
+        if any(map(is_noisy, module.modules())) or any(source in noisy for source in node.all_input_nodes):
             noisy.add(node)
-    if sum(node.op == "placeholder" for node in graph.nodes) != 1 or not noisy:
+        if node.op == "placeholder" or any(source in of_x for source in node.all_input_nodes):
+            of_x.add(node)
+    *_, output = graph.nodes
+    if sum(node.op == "placeholder" for node in graph.nodes) != 1 or output not in noisy:
+        return None
+    if any(_changes_what_others_see(node, model, is_noisy) for node in graph.nodes):
+        return None
+    if not is_the_same(fx.GraphModule(model, graph)):
         return None
 
     beginning, rest = fx.Graph(), fx.Graph()
     in_beginning: dict[fx.Node, fx.Node] = {}
     in_rest: dict[fx.Node, fx.Node] = {}
-    handed_on = [n for n in graph.nodes if n not in noisy and any(user in noisy for user in n.users)]
+    handed_on = [n for n in graph.nodes if n in of_x and n not in noisy and any(user in noisy for user in n.users)]
     for node in handed_on:
-        if node.op == "get_attr":
-            in_rest[node] = rest.node_copy(node)
-        else:
-            in_rest[node] = rest.placeholder(node.name)
+        in_rest[node] = rest.placeholder(node.name)
     for node in graph.nodes:
-        if node in noisy:
+        if node in noisy or node not in of_x:  # what does not depend on x is no part of the batch
             in_rest[node] = rest.node_copy(node, lambda n: in_rest[n])
-        else:
+        if node not in noisy:
             in_beginning[node] = beginning.node_copy(node, lambda n: in_beginning[n])
-    beginning.output(tuple(in_beginning[node] for node in handed_on if node.op != "get_attr"))
+    beginning.output(tuple(in_beginning[node] for node in handed_on))
     return fx.GraphModule(model, beginning), _fused(fx.GraphModule(model, rest))
 
 
+FRESH_MODULES = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear)
+FRESH_FUNCTIONS = (operator.add, operator.sub, operator.mul, torch.add, torch.cat)
+"""Whose output is a tensor of its own, that no other name leads to."""
+
+
+def _changes_what_others_see(node: fx.Node, model: nn.Module, is_noisy: Callable[[nn.Module], bool]) -> bool:
+    """Whether a step works in place, as `nn.ReLU(inplace=True)`, on a tensor that another step may use."""
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    by_name = node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")
+    by_argument = bool(node.kwargs.get("inplace") or "out" in node.kwargs or any(a is True for a in node.args[1:]))
+    if not (by_name or by_argument or getattr(module, "inplace", False)):
+        return False
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or len(source.users) > 1:
+        return True
+    if source.op == "call_module":
+        before = model.get_submodule(str(source.target))
+        return not (isinstance(before, FRESH_MODULES) or is_noisy(before))
+    return source.target not in FRESH_FUNCTIONS
+
+
 def _fused(module: fx.GraphModule) -> fx.GraphModule:
-    """Let each noisy layer that can do so take the step before it into its own."""
+    """Let each noisy layer that can do so take the steps before it into its own."""
     for node in list(module.graph.nodes):
-        source = node.args[0] if node.args else None
-        if node.op != "call_module" or not isinstance(source, fx.Node) or source.op != "call_module":
-            continue
-        before, layer = (module.get_submodule(str(n.target)) for n in (source, node))
-        absorb = getattr(layer, "absorb", None)
-        if absorb is None or len(source.users) > 1 or has_hooks(before) or has_hooks(layer):
-            continue
-        both = absorb(before)
-        if both is not None:
+        while both := _absorbed(module, node):
+            source = node.args[0]
             module.add_submodule(f"{node.name}_fused", both)
             node.target = f"{node.name}_fused"
             node.args = source.args
@@ -64,6 +89,19 @@ def _fused(module: fx.GraphModule) -> fx.GraphModule:
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _absorbed(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The step before and this one as one, if that may be."""
+    source = node.args[0] if node.args else None
+    if node.op != "call_module" or not isinstance(source, fx.Node) or source.op != "call_module":
+        return None
+    before, layer = (module.get_submodule(str(n.target)) for n in (source, node))
+    absorb = getattr(layer, "absorb", None)
+    if absorb is None or len(source.users) > 1 or has_hooks(before) or has_hooks(layer):
+        return None
+    both: nn.Module | None = absorb(before)
+    return both
 
 
 class _Tracer(fx.Tracer):

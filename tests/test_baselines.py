@@ -310,6 +310,13 @@ def test_networks_without_the_parts_that_are_noisy_are_refused() -> None:
         with_rnw(nn.ReLU(), 1)
 
 
+@pytest.mark.parametrize("name", ["rnw", "rsw", "swp", "dwp"])
+def test_weights_that_are_computed_at_each_call_are_refused(name: str) -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    with pytest.raises(SapcoreError, match=r"^the weights of 0 are computed anew at each call \(parametrized\); call"):
+        BASELINES[name](nn.Sequential(layer).eval(), 0.1)
+
+
 def test_dropout_and_sap_draw_from_streams_of_their_own() -> None:
     """With the same names the words differ, because their purpose is part of the counter."""
     assert {noise_cpu.DROPOUT, noise_cpu.GAUSSIAN}.isdisjoint({0, 1, 2})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sapcore import checkpoints, claims, cli, experiments, paths, results, runner, training
 from sapcore.cli import main
@@ -61,6 +62,7 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["run", *TINY, "--device", "tpu7"], "device is 'tpu7', but must be cpu, cuda or cuda:N"),
     (["run", *TINY, "--workers", "-1"], "workers is -1, but must be a whole number of 1 or more"),
     (["film", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
+    (["film", "Bowling", "--steps", "3"], "a film of other eps, steps or seed is not the book's: say with --out where"),
     (["film", "Bowling", "--steps", "0"], "steps is 0, but must be a whole number of 1 or more"),
     (["run", "table1", "--game", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, "),
@@ -307,6 +309,21 @@ def test_the_installed_command_ends_with_exit_code_2_and_no_traceback() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("sapcore: no figure is named 'fig9'")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_film_of_ones_own_goes_where_it_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("ale_py", reason="Atari is an extra: pip install -e '.[rl]'")
+    path = tmp_path / "film.gif"
+    assert cli.main(["film", "Assault", "--steps", "2", "--out", str(path)]) == 0
+    with Image.open(path) as film:
+        assert getattr(film, "n_frames", 1) == 2
+
+
+def test_a_reader_who_has_seen_enough_ends_the_output_quietly() -> None:
+    command = f"{sys.executable} -m sapcore.cli status --json | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
 
 
 def test_claims_are_printed_with_their_numbers_and_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from sapcore.errors import SapcoreError
 from sapcore.experiments import cells, settings
 from sapcore.results import Cell
 
-pytest.importorskip("distributed", reason="Dask is an extra: pip install 'sapcore[cluster]'")
+pytest.importorskip("distributed", reason="Dask is an extra: pip install -e '.[cluster]'")
 
 FIGURES = ("fig1b", "fig1c", "fig2a")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

@@ -56,6 +56,14 @@ def test_an_unknown_data_set_is_refused(dataset: Any) -> None:
         data.load(dataset)
 
 
+def test_what_is_loaded_can_be_changed_without_changing_what_is_loaded_next() -> None:
+    images, labels = data.load("digits", "test")
+    images[:], labels[:] = 0, 9
+    again = data.load("digits", "test")
+    assert again[0].any()
+    assert len(again[1].unique()) == 10
+
+
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(SapcoreError, match=r"^split is 'validation', but must be one of train, test$"):
         data.load("digits", "validation")

@@ -1,6 +1,7 @@
 """Accuracy is of the mean softmax over fresh passes, and its interval is Wilson's."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sapcore import attacks, checkpoints, data, evaluation, runner
+from sapcore.baselines import with_rsw
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import accuracy, predict
 from sapcore.experiments import cells, settings
@@ -49,6 +51,63 @@ def test_the_interval_is_wilsons_formula(images: int, share: float) -> None:
     assert found.high == pytest.approx(centre + half, abs=1e-12)
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert (found.correct, found.images) == (correct, images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([[1], [2], [0]]), "labels are int64 (3, 1), but must be whole numbers in a tensor (3,), one per"),
+        (torch.tensor([0.0, 1.0, 2.0]), "labels are float32 (3,), but must be whole numbers"),
+        ([0, 1, 2], "labels are list, but must be whole numbers"),
+        (torch.tensor([0, 1]), "there are 3 images but 2 labels"),
+        (torch.tensor([0, 1, 9]), "labels go from 0 to 9, but must be from 0 to 3"),
+        (torch.tensor([-100, 1, 2]), "labels go from -100 to 2, but must be from 0 to 3"),
+    ],
+)
+def test_labels_that_are_not_one_class_per_image_are_refused(labels: Any, message: str) -> None:
+    with pytest.raises(SapcoreError, match="^" + re.escape(message)):
+        accuracy(torch.eye(4)[:3], labels)
+
+
+def test_labels_of_any_whole_type_will_do() -> None:
+    for dtype in (torch.int32, torch.uint8, torch.int64):
+        assert accuracy(torch.eye(3), torch.arange(3).to(dtype)).correct == 3
+    with pytest.raises(SapcoreError, match=r"^there is no image to measure accuracy on$"):
+        accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+def rectified() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Sequential(nn.Identity(), with_sap(rectified())).eval(), "a noisy network is inside a Sequential"),
+        (lambda: nn.DataParallel(with_sap(rectified())).eval(), "a noisy network is inside a DataParallel"),
+        (lambda: rectified().double(), "the network's weights are float64, but must be float32; precision='bfloat16'"),
+        (lambda: nn.Sequential(rectified(), nn.Linear(3, 1)).eval(), "the network's output has shape (2, 1), but must"),
+    ],
+)
+def test_a_network_whose_numbers_would_mean_something_else_is_refused(
+    model: Callable[[], nn.Module], message: str
+) -> None:
+    x, y = torch.rand(2, 3, 2, 2) * 255, torch.tensor([0, 1])
+    with pytest.raises(SapcoreError, match="^" + re.escape(message)):
+        predict(model(), x, 2)
+    with pytest.raises(SapcoreError, match="^" + re.escape(message)):
+        attacks.fgsm(model(), x, y, 4, passes=2)
+
+
+def test_noise_goes_in_once() -> None:
+    with pytest.raises(SapcoreError, match=r"^the network is noisy already, and only one kind of noise goes into"):
+        with_rsw(with_sap(rectified()), 0.1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ids", torch.tensor([0.1, 0.2])), ("passes", 0.5)])
+def test_names_that_are_no_whole_numbers_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(SapcoreError, match=f"^{name} are float32, but must be whole numbers, as int64$"):
+        with_sap(rectified())(torch.rand(2, 3, 2, 2), **{name: value})
 
 
 def test_the_interval_of_a_difference_is_newcombes_hybrid() -> None:

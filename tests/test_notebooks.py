@@ -320,7 +320,7 @@ def test_papermill_stops_at_a_senseless_parameter_with_one_sentence(tmp_path: Pa
 
 @pytest.mark.parametrize("more", [{"eps": "2"}, {"eps": "3", "episodes": "1", "passes": "1"}], ids=["stored", "played"])
 def test_papermill_shows_one_game(tmp_path: Path, more: dict[str, str]) -> None:
-    pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+    pytest.importorskip("ale_py", reason="Atari is an extra: pip install -e '.[rl]'")
     out = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(tmp_path)]
     chosen = [word for pair in ({"game": "Assault"} | more).items() for word in ("-p", *pair)]

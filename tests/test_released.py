@@ -67,7 +67,7 @@ def test_batch_statistics_are_those_of_training_and_leave_the_network_alone(dens
     before = {name: value.clone() for name, value in dense.state_dict().items()}
     copied = with_batch_statistics(dense)
     assert sum(isinstance(m, BatchStatistics) for m in copied.modules()) == 20
-    evaluation.require_eval_mode(copied)
+    evaluation.check_network(copied)
     found = copied(x)
     checkpoint = checkpoints.load("resnet20-digits").train()
     torch.testing.assert_close(found, checkpoint(x), rtol=1e-4, atol=1e-4)

@@ -459,7 +459,7 @@ def test_a_stored_cell_is_verified_by_computing_it(store: Path) -> None:
 
 def test_a_game_is_a_cell_like_any_other(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Played, stored, read, and verified bit for bit."""
-    pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+    pytest.importorskip("ale_py", reason="Atari is an extra: pip install -e '.[rl]'")
     agent = QNetwork(6).requires_grad_(False)
     initialize(agent, torch.Generator().manual_seed(0))
     monkeypatch.setattr(runner, "defended", lambda name, sha, defence, device: with_sap(agent.eval(), 100))

@@ -69,7 +69,7 @@ class Forked(nn.Module):
 
 def test_several_tensors_may_be_handed_on() -> None:
     model = with_sap(Forked().eval())
-    halves = split(model.model, is_sap)
+    halves = split(model.model, is_sap, lambda traced: True)
     assert halves is not None
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     parts = halves[0](x)
@@ -108,6 +108,160 @@ def test_a_network_that_cannot_be_split_runs_whole(kind: Callable[[], nn.Module]
     assert torch.equal(model(model.begin(x)), model(x))
     gradient = mean_of_gradients(model, x, torch.tensor([0, 1, 2]), torch.arange(3), 0, range(2), 6, "float32")
     assert gradient.any()
+
+
+class Linear(nn.Module):
+    """Of five inputs, with what its forwards below need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.gate, self.last = nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.weight = nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)))
+        self.inplace = nn.ReLU(inplace=True)
+        self.mean: Tensor
+        self.register_buffer("mean", torch.ones(5))
+        self.scale = 2.0
+
+
+class ByParameters(Linear):
+    """Computes of its parameters alone what has as many rows as the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.relu(self.first(x)), nn.functional.normalize(self.weight))
+
+
+class InPlace(Linear):
+    """Changes in place what comes before the first noisy layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h.mul_(self.gate(self.relu(h)).sigmoid()))
+
+
+class SeenInPlace(Linear):
+    """Lets others see what a ReLU in place does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self.inplace(h) + h)
+
+
+class AsksForATensor(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 3 if isinstance(x, Tensor) else x
+        return self.last(self.relu(self.first(x)))
+
+
+class Activated(nn.Linear):
+    """A layer that torch.fx takes for a single step, with a noisy one inside."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 4)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(super().forward(x))
+
+
+class WithActivated(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activated = Activated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.relu(self.gate(self.activated(x))))
+
+
+class Shifted(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.relu(self.first((x - self.mean) / self.scale)))
+
+
+@pytest.mark.parametrize("kind", [ByParameters, InPlace, SeenInPlace, AsksForATensor, WithActivated, Shifted])
+def test_passes_that_begin_together_are_those_of_the_whole_network(kind: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    noisy, x = with_sap(kind().eval(), 60), torch.randn(6, 5)
+    with torch.no_grad():
+        whole = [noisy(x.clone(), seed=3, passes=number) for number in range(8)]
+        assert not all(torch.equal(whole[0], other) for other in whole)
+        noisy(x.clone(), seed=77)
+        begun = noisy.begin(x.clone())
+        for number in (*range(8), 0):
+            assert torch.equal(noisy(begun, seed=3, passes=number), whole[number])
+        ids, numbers = torch.arange(6).repeat(8), torch.arange(8).repeat_interleave(6)
+        torch.testing.assert_close(noisy(begun.repeated(8), seed=3, ids=ids, passes=numbers), torch.cat(whole))
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    whole_gradient = torch.zeros_like(x)
+    for number in range(2):
+        leaf = x.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(noisy(leaf, 3, passes=number), y, reduction="sum")
+        whole_gradient += torch.autograd.grad(loss, leaf)[0]
+    found = mean_of_gradients(noisy, x, y, torch.arange(6), 3, range(2), 6, "float32")
+    torch.testing.assert_close(found * float(whole_gradient.norm() / found.norm()), whole_gradient)
+
+
+def test_a_relu_in_place_whose_effect_others_see_stays() -> None:
+    torch.manual_seed(0)
+    model, x = SeenInPlace().eval(), torch.randn(6, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(with_sap(model, 1e6)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["scale", "mean", "moved"])
+def test_attributes_and_buffers_that_change_later_are_seen(changed: str) -> None:
+    torch.manual_seed(0)
+    noisy, x = with_sap(Shifted().eval(), 60), torch.randn(6, 5)
+    with torch.no_grad():
+        before = noisy(noisy.begin(x))
+        model = noisy.model
+        if changed == "scale":
+            model.scale = 5.0  # type: ignore[assignment]
+        elif changed == "mean":
+            model.mean = torch.zeros(5)
+        else:
+            model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}, assign=True)
+        assert torch.equal(noisy(noisy.begin(x)), noisy(x))
+        assert not torch.equal(noisy(x), before)
+
+
+def test_relus_in_place_are_fused_where_nobody_sees_them() -> None:
+    model = normalized().eval()
+    model[1], model[4] = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+    noisy, plain = with_sap(model, 60), with_sap(normalized().eval(), 60)
+    plain.model.load_state_dict(noisy.model.state_dict(), strict=False)
+    model[0] = nn.Conv2d(3, 3, 1)
+    fused = with_sap(model, 60)
+    assert "NormalizedSAP" in steps(fused, IMAGES)
+    with torch.no_grad():
+        assert torch.equal(fused(fused.begin(IMAGES), seed=4), fused(IMAGES.clone(), seed=4))
+        assert torch.equal(noisy(noisy.begin(IMAGES.clone()), seed=4), plain(IMAGES, seed=4))
+
+
+def test_the_fast_path_of_a_transformer_does_not_go_round_its_noise() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.GELU(), batch_first=True)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 3)).eval()
+    noisy, x = with_sap(model, 10, after=nn.GELU), torch.randn(2, 4, 8)
+    with torch.no_grad():
+        quick = noisy(x)
+    torch.testing.assert_close(quick, noisy(x))
+    assert not torch.equal(quick, noisy(x, passes=1))
+    with torch.no_grad():
+        assert not torch.allclose(quick, model(x), atol=1e-3)
+
+
+class Elsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.linear = nn.ReLU(), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def test_a_network_that_does_not_reach_its_noise_is_refused() -> None:
+    with pytest.raises(SapcoreError, match=r"^the network's forward reaches none of its noisy layers"):
+        with_sap(Elsewhere().eval())(torch.randn(2, 5))
 
 
 def test_a_network_changed_later_is_split_anew(dense: nn.Module, digits: Images) -> None:

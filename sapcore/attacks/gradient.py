@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import autocast, begin, count_passes, device_of, noisy_passes, predict, require_eval_mode
+from sapcore.evaluation import autocast, begin, check_network, count_passes, device_of, noisy_passes, predict
 from sapcore.randomness import Begun
 
 
@@ -110,7 +110,7 @@ def dense_backward(
     if not plain:
         raise SapcoreError("dense_backward needs a network that with_sap made: it goes back through the one without")
     network = plain[0] if device_of(plain[0]) == x.device else copy.deepcopy(plain[0]).to(x.device)
-    require_eval_mode(network)
+    check_network(network)
     by_logits = torch.zeros((), device=x.device, dtype=torch.float64)
     begun = begin(model, x.detach(), precision)
     for _, logits in noisy_passes(model, begun, ids, seed, passes, batch_size, precision):

@@ -1,6 +1,6 @@
 """Attacks that others keep well: AutoAttack's version for randomized defences, and Square, which asks no gradient.
 
-Both are torchattacks' (`pip install 'sapcore[attacks]'`). They know nothing of seeds: here every call of the network
+Both are torchattacks' (the extra `attacks`). They know nothing of seeds: here every call of the network
 is a pass of its own, numbered from 0, so that the same arguments give the same images. And they give a clean image
 back where a single pass says that it is broken already, or that nothing broke it: here each image is attacked, and
 comes back as the best point of its attack.
@@ -26,13 +26,14 @@ def autoattack(
 ) -> Tensor:  # fmt: skip
     """AutoAttack's `rand` version (Croce and Hein 2020): APGD on two losses, `passes` passes to each gradient.
 
-    x: (N, ...) in 0-255; y: int64 (N,); eps: pixel units. Returns float32, shaped as x: of each loss's point of the
-    largest loss and its last one on which a single pass erred, that whose mean softmax over `passes` more is furthest
-    wrong. Put together from torchattacks' parts, because its `rand` version makes 10 steps instead of the paper's 100.
-    Raises `SapcoreError` without torchattacks.
+    x: (N, C, H, W) in 0-255; y: int64 (N,), of a network of three classes or more; eps: pixel units.
+    Returns float32, shaped as x: of each loss's point of the largest loss and its last one on which a single pass
+    erred, that whose mean softmax over `passes` more is furthest wrong. Put together from torchattacks' parts, because
+    its `rand` version makes 10 steps instead of the paper's 100. Raises `SapcoreError` without torchattacks.
     """
     eps = check_eps(eps)
     count = count_passes(model, passes)
+    _check_number("steps", steps)
 
     def tries(torchattacks: Any, asked: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
         found = []
@@ -56,6 +57,7 @@ def square(
     """
     eps = check_eps(eps)
     count = count_passes(model, passes)
+    _check_number("queries", queries)
 
     def tries(torchattacks: Any, asked: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
         attack = torchattacks.Square(asked, eps=eps / 255, n_queries=queries)
@@ -63,6 +65,11 @@ def square(
         return [attack.attack_single_run(x, y)[1]]
 
     return _by_torchattacks("Square", tries, model, x, y, eps, seed, count, count, batch_size, precision)
+
+
+def _check_number(name: str, number: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise SapcoreError(f"{name} is {number!r}, but must be a whole number of 1 or more")
 
 
 Tries = Callable[[Any, nn.Module, Tensor, Tensor], list[Tensor]]
@@ -79,7 +86,11 @@ def _by_torchattacks(
     try:
         import torchattacks
     except ImportError:
-        raise SapcoreError(f"{name} needs torchattacks: install it with `pip install 'sapcore[attacks]'`") from None
+        raise SapcoreError(
+            f"{name} needs torchattacks: install it with `pip install -e '.[attacks]'` in the checkout"
+        ) from None
+    if x.dim() != 4:
+        raise SapcoreError(f"the images have shape {tuple(x.shape)}, but {name} takes (N, C, H, W)")
     asked = _Asked(model, stream(seed, f"attack by {name}"), asked_for, batch_size, precision)
 
     def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:

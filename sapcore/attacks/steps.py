@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import as_pixels, batches, device_of, require_eval_mode
+from sapcore.evaluation import as_pixels, batches, check_labels, check_network, device_of
 
 
 def check_eps(eps: float) -> float:
@@ -39,9 +39,8 @@ def in_batches(
     attack: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Run `attack(x, y, ids)` on batches of pixels in 0-255; returns float32 on the device of x."""
-    require_eval_mode(model)
-    if len(x) != len(y):
-        raise SapcoreError(f"there are {len(x)} images but {len(y)} labels")
+    check_network(model)
+    y = check_labels(y, len(x))
     check_pixels(x)
     device = device_of(model)
     done = [

@@ -85,7 +85,9 @@ def _gymnasium() -> Any:
         import ale_py
         import gymnasium
     except ImportError:
-        raise SapcoreError("Atari needs gymnasium and ALE: install them with `pip install 'sapcore[rl]'`") from None
+        raise SapcoreError(
+            "Atari needs gymnasium and ALE: install them with `pip install -e '.[rl]'` in the checkout"
+        ) from None
     gymnasium.register_envs(ale_py)
     return gymnasium
 

@@ -145,7 +145,7 @@ def values(
 
     x: (N, 4, 84, 84) in 0-255; ids: int64 (N,), names of the episodes, default 0..N-1.
     """
-    evaluation.require_eval_mode(agent)
+    evaluation.check_network(agent)
     count = evaluation.count_passes(agent, passes)
     found = []
     for rows, names in evaluation.batches(len(x), ids, evaluation.BATCH_SIZE):

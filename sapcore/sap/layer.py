@@ -240,6 +240,8 @@ class SAP(nn.Module):
 
     def absorb(self, before: nn.Module) -> nn.Module | None:
         """A layer that is `before`, then this one, in one step; None if there is none."""
+        if type(before) is nn.ReLU and not self.rectify:
+            return SAP(self.percent, self.noise, self.backend, True, self.backward_kind)
         if type(before) is nn.BatchNorm2d and self.rectify and self.backward_kind == "constant":
             return NormalizedSAP(before, self)
         return None
@@ -300,7 +302,7 @@ class NormalizedSAP(nn.Module):
 def with_sap(
     model: nn.Module,
     percent: float = 100,
-    after: tuple[type[nn.Module], ...] = (nn.ReLU,),
+    after: type[nn.Module] | tuple[type[nn.Module], ...] = (nn.ReLU,),
     backend: str = "auto",
     backward: str = "constant",
 ) -> NoisyModel:
@@ -313,17 +315,21 @@ def with_sap(
     Raises `SapcoreError` if the network has no module of the types `after`.
     """
     noise = Noise()
-    guarded = put_after(model, after, lambda rectify: SAP(percent, noise, backend, rectify, backward))
+    kinds = after if isinstance(after, tuple) else (after,)
+    guarded = put_after(model, kinds, lambda rectify: SAP(percent, noise, backend, rectify, backward))
     noisy = NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
     noisy.plain = (model,)
     return noisy
 
 
 def put_after(model: nn.Module, kinds: tuple[type[nn.Module], ...], layer: Callable[[bool], nn.Module]) -> nn.Module:
-    """A copy of `model` with `layer(False)` after each module of these types; `layer(True)` replaces a plain ReLU."""
+    """A copy of `model` with `layer(False)` after each module of these types; `layer(True)` replaces a plain ReLU.
+
+    A ReLU in place stays, because others may see what it changes.
+    """
 
     def followed(module: nn.Module) -> nn.Module:
-        if type(module) is nn.ReLU and not (module._forward_hooks or module._forward_pre_hooks):
+        if type(module) is nn.ReLU and not (module.inplace or module._forward_hooks or module._forward_pre_hooks):
             return layer(True)
         return nn.Sequential(module, layer(False))
 
@@ -341,6 +347,8 @@ def replace_modules(
             if isinstance(child, kinds):
                 setattr(parent, name, replace(child).train(child.training))
                 found += 1
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    parent.activation_relu_or_gelu = 0  # its fast path would go round the activation
     if not found:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SapcoreError(

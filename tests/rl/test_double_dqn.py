@@ -26,7 +26,7 @@ from sapcore.rl.environments import GAMES, Rules
 from sapcore.rl.replay import Minibatch
 from tests.rl.test_replay import pixels
 
-pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+pytest.importorskip("ale_py", reason="Atari is an extra: pip install -e '.[rl]'")
 
 TINY = Recipe(
     "Bowling", steps=400, games=4, minibatch=16, replay=200, learning_starts=100, target_update=100, epsilon_steps=200

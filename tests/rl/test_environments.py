@@ -10,7 +10,7 @@ import pytest
 from sapcore.errors import SapcoreError
 from sapcore.rl.environments import GAMES, Rules, make
 
-needs_ale = pytest.mark.skipif(find_spec("ale_py") is None, reason="Atari is an extra: pip install 'sapcore[rl]'")
+needs_ale = pytest.mark.skipif(find_spec("ale_py") is None, reason="Atari is an extra: pip install -e '.[rl]'")
 
 
 def test_an_unknown_game_names_the_six() -> None:

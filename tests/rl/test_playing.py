@@ -16,7 +16,7 @@ from sapcore.randomness import stream
 from sapcore.rl.environments import Rules, make
 from sapcore.rl.playing import interval_of_mean, moments, play, relative_change, values
 
-pytest.importorskip("ale_py", reason="Atari is an extra: pip install 'sapcore[rl]'")
+pytest.importorskip("ale_py", reason="Atari is an extra: pip install -e '.[rl]'")
 
 SHORT = Rules(frames_per_episode=160)
 
