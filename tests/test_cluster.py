@@ -126,5 +126,5 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(store: Path) -> None:
 
 def test_without_dask_the_extra_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(SapcoreError, match=r"need Dask: install it with `pip install 'sapcore\[cluster\]'`"):
+    with pytest.raises(SapcoreError, match=r"need Dask: install it with `pip install -e '\.\[cluster\]'`"):
         runner.run(wanted(), device="cpu", progress=False, workers=2)

@@ -58,7 +58,7 @@ def test_jitter_adds_one_number_each_to_hue_lightness_and_saturation() -> None:
 
 def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(SapcoreError, match=r"needs OpenCV: install it with `pip install 'sapcore\[released\]'`"):
+    with pytest.raises(SapcoreError, match=r"needs OpenCV: install it with `pip install -e '\.\[released\]'`"):
         jittered(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.Generator())
 
 

@@ -81,6 +81,6 @@ def test_without_torchattacks_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(
-        SapcoreError, match=r"Square needs torchattacks: install it with `pip install 'sapcore\[attacks\]'`"
+        SapcoreError, match=r"Square needs torchattacks: install it with `pip install -e '\.\[attacks\]'`"
     ):
         library.square(dense, digits[0][:1].float(), digits[1][:1], 4)

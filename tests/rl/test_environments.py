@@ -37,7 +37,7 @@ def test_senseless_rules_are_one_sentence(field: str, value: float, message: str
 
 def test_without_ale_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(SapcoreError, match=r"install them with `pip install 'sapcore\[rl\]'`"):
+    with pytest.raises(SapcoreError, match=r"install them with `pip install -e '\.\[rl\]'`"):
         make("Bowling", 1)
 
 
