@@ -41,7 +41,9 @@ class Rules:
         for name in ("sticky_actions", "evaluation_epsilon"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SapcoreError(f"{name} is {getattr(self, name)!r}, but must be a number from 0 to 1")
-        for name in ("frameskip", "noops", "frames_per_episode"):
+        if self.noops < 0:
+            raise SapcoreError(f"noops is {self.noops!r}, but must be a whole number of 0 or more")
+        for name in ("frameskip", "frames_per_episode"):
             if getattr(self, name) < 1:
                 raise SapcoreError(f"{name} is {getattr(self, name)!r}, but must be a whole number of 1 or more")
         if (self.side, self.stack) != (84, 4):

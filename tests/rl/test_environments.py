@@ -24,6 +24,7 @@ def test_an_unknown_game_names_the_six() -> None:
     [
         ("sticky_actions", 7, "sticky_actions is 7, but must be a number from 0 to 1"),
         ("evaluation_epsilon", -1, "evaluation_epsilon is -1, but must be a number from 0 to 1"),
+        ("noops", -1, "noops is -1, but must be a whole number of 0 or more"),
         ("frameskip", 0, "frameskip is 0, but must be a whole number of 1 or more"),
         ("side", 42, "side and stack are 42 and 4, but must be 84 and 4, which the network takes"),
     ],
