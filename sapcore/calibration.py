@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 from sapcore.evaluation import check_labels
 
 BINS = 15
@@ -41,8 +41,7 @@ def calibration(probabilities: Tensor, labels: Tensor, bins: int = BINS, seed: i
     """
     if not len(labels):
         raise SapcoreError("there is no image to measure calibration on")
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise SapcoreError(f"bins is {bins!r}, but must be a whole number of 1 or more")
+    check_count("bins", bins)
     labels = check_labels(labels, *probabilities.shape)
     confidence, predicted = (t.numpy() for t in probabilities.double().cpu().max(1))
     correct = predicted == labels.cpu().numpy()

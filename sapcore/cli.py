@@ -15,6 +15,9 @@ from sapcore.paths import ROOT, STATE, data_root
 from sapcore.rl import double_dqn, environments, playing
 from sapcore.sap import with_sap
 
+BOOKS_FILM = 2, 150, 0
+"""The λ, the agent steps and the seed of the films in the book."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 something failed, 2 bad input, 130 stopped by Ctrl-C."""
@@ -49,10 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("film", help="film an attacked episode", description=_film.__doc__)
     add.add_argument("game", help=f"one of {', '.join(environments.GAMES)}")
-    add.add_argument("--eps", type=float, default=2, help="perturbation in pixel units, 0-255")
-    add.add_argument("--steps", type=int, default=150, help="agent steps, a picture each")
+    add.add_argument("--eps", type=float, default=BOOKS_FILM[0], help="perturbation in pixel units, 0-255")
+    add.add_argument("--steps", type=int, default=BOOKS_FILM[1], help="agent steps, a picture each")
     add.add_argument("--out", type=Path, metavar="FILE.gif", help="default, of the book's film alone: where it has it")
-    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--seed", type=int, default=BOOKS_FILM[2])
     add.set_defaults(command=_film)
 
     add = commands.add_parser("claims", help="judge the paper's claims", description=_claims.__doc__)
@@ -127,7 +130,7 @@ def _film(parsed: argparse.Namespace) -> int:
     if parsed.steps < 1:
         raise SapcoreError(f"steps is {parsed.steps}, but must be a whole number of 1 or more")
     environments.check_game(parsed.game)
-    if not parsed.out and (parsed.eps, parsed.steps, parsed.seed) != (2, 150, 0):
+    if not parsed.out and (parsed.eps, parsed.steps, parsed.seed) != BOOKS_FILM:
         raise SapcoreError("a film of other eps, steps or seed is not the book's: say with --out where it is to go")
     agent = checkpoints.load(f"double-dqn-{parsed.game}")
     noisy = with_sap(agent, experiments.SAP_100.level or 0)

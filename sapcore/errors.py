@@ -7,3 +7,9 @@ class SapcoreError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def check_count(name: str, number: object) -> None:
+    """Raise `SapcoreError` unless it is a whole number of 1 or more."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise SapcoreError(f"{name} is {number!r}, but must be a whole number of 1 or more")

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 from sapcore.randomness import Begun, NoisyModel, per_example
 
 PRECISIONS = ("float32", "bfloat16")
@@ -167,8 +167,7 @@ def _logits(found: object, rows: int) -> Tensor:
 
 def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of at most `batch_size` of n examples, each with the names of its examples."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise SapcoreError(f"batch_size is {batch_size!r}, but must be a whole number of 1 or more")
+    check_count("batch_size", batch_size)
     ids, _ = per_example(n, ids, 0)
     for start in range(0, n, batch_size):
         rows = slice(start, min(start + batch_size, n))
@@ -177,8 +176,7 @@ def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice
 
 def count_passes(model: nn.Module, passes: int) -> int:
     """The passes that are run: `passes` on a noisy network, one on a deterministic one."""
-    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
-        raise SapcoreError(f"passes is {passes!r}, but must be a whole number of 1 or more")
+    check_count("passes", passes)
     return passes if isinstance(model, NoisyModel) else 1
 
 

@@ -24,7 +24,7 @@ from sapcore.attacks import library
 from sapcore.baselines import BASELINES
 from sapcore.calibration import calibration
 from sapcore.checkpoints import CheckpointError
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 from sapcore.randomness import stream
 from sapcore.released import images_of, with_batch_statistics
 from sapcore.results import Cell, Defence
@@ -197,8 +197,7 @@ def verify(
     interval must overlap the stored one. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
     """
     if sample is not None:
-        if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-            raise SapcoreError(f"sample is {sample!r}, but must be a whole number of 1 or more")
+        check_count("sample", sample)
         cells = random.Random(seed).sample(list(cells), min(sample, len(cells)))
     on = provenance.device(device)
     for cell in cells:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.gradient import furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 from sapcore.evaluation import BATCH_SIZE, as_pixels, count_passes, predict
 from sapcore.randomness import NoisyModel, per_example, stream, words
 
@@ -42,12 +42,10 @@ def iterative(
     Raises `SapcoreError` for senseless arguments and for a network in training mode.
     """
     eps = check_eps(eps)
-    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
-        raise SapcoreError(f"restarts is {restarts!r}, but must be a whole number of 1 or more")
+    check_count("restarts", restarts)
     if restarts > 1 and not (random_start or isinstance(model, NoisyModel)):
         raise SapcoreError("restarts of a deterministic network are all the same without random_start")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise SapcoreError(f"steps is {steps!r}, but must be a whole number of 1 or more")
+    check_count("steps", steps)
     if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
         raise SapcoreError(f"step is {step!r}, but must be a positive number, in pixel units")
     if stop_at_success and isinstance(model, NoisyModel):

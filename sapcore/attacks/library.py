@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sapcore.attacks.gradient import furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 from sapcore.evaluation import BATCH_SIZE, autocast, count_passes, predict
 from sapcore.randomness import NoisyModel, stream
 
@@ -33,7 +33,7 @@ def autoattack(
     """
     eps = check_eps(eps)
     count = count_passes(model, passes)
-    _check_number("steps", steps)
+    check_count("steps", steps)
 
     def tries(torchattacks: Any, asked: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
         found = []
@@ -57,7 +57,7 @@ def square(
     """
     eps = check_eps(eps)
     count = count_passes(model, passes)
-    _check_number("queries", queries)
+    check_count("queries", queries)
 
     def tries(torchattacks: Any, asked: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
         attack = torchattacks.Square(asked, eps=eps / 255, n_queries=queries)
@@ -65,11 +65,6 @@ def square(
         return [attack.attack_single_run(x, y)[1]]
 
     return _by_torchattacks("Square", tries, model, x, y, eps, seed, count, count, batch_size, precision)
-
-
-def _check_number(name: str, number: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise SapcoreError(f"{name} is {number!r}, but must be a whole number of 1 or more")
 
 
 Tries = Callable[[Any, nn.Module, Tensor, Tensor], list[Tensor]]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from sapcore import checkpoints, provenance
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 from sapcore.models import QNetwork, initialize
 from sapcore.paths import STATE
 from sapcore.rl.environments import GAMES, Rules, make
@@ -69,8 +69,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "games", "minibatch", "samples_per_step", "replay", "target_update", "epsilon_steps"):
-            if getattr(self, name) < 1:
-                raise SapcoreError(f"{name} is {getattr(self, name)!r}, but must be a whole number of 1 or more")
+            check_count(name, getattr(self, name))
         if not 0 <= self.learning_starts < self.steps:
             raise SapcoreError(
                 f"learning_starts is {self.learning_starts!r}, but must be a whole number from 0 to steps - 1 = "

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 
 GAMES = ("Assault", "Asterix", "BankHeist", "BattleZone", "BeamRider", "Bowling")
 
@@ -44,8 +44,7 @@ class Rules:
         if self.noops < 0:
             raise SapcoreError(f"noops is {self.noops!r}, but must be a whole number of 0 or more")
         for name in ("frameskip", "frames_per_episode"):
-            if getattr(self, name) < 1:
-                raise SapcoreError(f"{name} is {getattr(self, name)!r}, but must be a whole number of 1 or more")
+            check_count(name, getattr(self, name))
         if (self.side, self.stack) != (84, 4):
             raise SapcoreError(
                 f"side and stack are {self.side!r} and {self.stack!r}, but must be 84 and 4, which the network takes"
@@ -60,8 +59,7 @@ def make(game: str, count: int, rules: Rules | None = None) -> Any:
     """
     rules = rules or Rules()
     check_game(game)
-    if count < 1:
-        raise SapcoreError(f"count is {count!r}, but must be a whole number of 1 or more")
+    check_count("count", count)
     return _gymnasium().make_vec(
         f"ALE/{game}-v5",
         num_envs=count,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sapcore import attacks, evaluation
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count
 from sapcore.randomness import stream
 from sapcore.rl.environments import Rules, make
 
@@ -58,8 +58,7 @@ def play(
     Raises `SapcoreError` for senseless arguments, and for an agent or a source of another game's actions.
     """
     eps = attacks.steps.check_eps(eps)
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-        raise SapcoreError(f"episodes is {episodes!r}, but must be a whole number of 1 or more")
+    check_count("episodes", episodes)
     if agent is None and (eps or watch or source):
         raise SapcoreError("a random policy (agent None) sees nothing: it has no eps but 0, no source and no watch")
     rules = rules or Rules()

@@ -309,7 +309,7 @@ def with_sap(
     """A copy of a pretrained network with SAP after every ReLU (Sec. 3); the original is untouched.
 
     The copy is called as `noisy(x, seed=0, ids=None, passes=0)`; see `NoisyModel`. A plain ReLU and its SAP become
-    one `SAP(rectify=True)`; a ReLU with hooks keeps its place before a SAP of its own. Only modules count:
+    one `SAP(rectify=True)`; a ReLU with hooks, or in place, stays before a SAP of its own. Only modules count:
     a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first. `backward` is for adversaries,
     see `SAP`: the outputs are the same, their gradients are not.
     Raises `SapcoreError` if the network has no module of the types `after`.
