@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import re
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,19 @@ def write(cell: Cell, result: dict[str, Any], provenance: dict[str, Any]) -> Non
             f"{cell.path} cannot be written ({error.strerror or error}); what is finished is stored; "
             "make room, or name another folder in SAPCORE_RESULTS, and start again"
         ) from None
+
+
+def check_writable(cells: Iterable[Cell]) -> None:
+    """Raise `SapcoreError` if these cells could not be stored: before hours are spent on them, not after."""
+    for folder in {cell.path.parent for cell in cells}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise SapcoreError(
+                f"{folder} cannot be written ({error.strerror or error}); "
+                "make it writable, or name another folder in SAPCORE_RESULTS"
+            ) from None
 
 
 def read(cell: Cell, also: tuple[str, ...] = ()) -> dict[str, Any] | None:

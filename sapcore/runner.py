@@ -59,6 +59,7 @@ def run(
             data.load(dataset, "test")
         if checkpoint:
             checkpoints.load(checkpoint)
+    results.check_writable(todo)
     failed: list[tuple[Cell, Exception]] = []
     with tqdm(total=sum(map(_work, todo)), unit="pass", unit_scale=True, disable=not (progress and todo)) as bar:
         if here is None:

@@ -311,6 +311,16 @@ def test_a_full_disk_stops_the_run_with_one_sentence_and_harms_no_cell(
     assert {results.state(cell)[0] for cell in WANTED} == {"present"}
 
 
+def test_a_store_that_cannot_be_written_is_found_out_before_the_first_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").write_text("a file, not a folder")
+    monkeypatch.setenv("SAPCORE_RESULTS", str(tmp_path / "store"))
+    monkeypatch.setattr(runner, "compute", lambda *_: pytest.fail("a cell was computed"))
+    with pytest.raises(SapcoreError, match=r"store/digits cannot be written \(Not a directory\); make it writable"):
+        run(WANTED)
+
+
 def test_a_killed_run_loses_at_most_the_cell_it_was_at(store: Path) -> None:
     """SIGKILL once two cells are on disk; every file there is whole, and the next run goes on."""
     script = "import sys; from sapcore import runner; from tests.test_runner import WANTED, slowly; slowly(); "
