@@ -412,7 +412,8 @@ RUNGS_OF_DENSE = (
     "random noise", "FGSM", "iterative", "PGD, mean of gradients", "PGD, margin", "AutoAttack (rand)",
     "Square (black box)",
 )  # fmt: skip
-"""The others are the same on a network without noise."""
+"""What is run on a network without noise. Most others coincide there with one of these; restarts and the 500 steps of
+single passes do not, and are left out."""
 LADDERS = (
     ("dense", DENSE, ""),
     ("SAP-100", SAP_100, ""),
@@ -556,18 +557,20 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
     `.attrs["missing"]` names the cells that are not there; "lacking" has the panel and eps of each, and "waiting" says
     how many of them want a network that is not trained yet.
     """
-    rows, missing, lacking, waiting = [], [], set(), 0
+    rows, missing, lacking = [], {}, set()  # a cell may be several points
     for cell, series, panel in points(figure, s):
         found = results.read(cell, ALSO.get(figure, ()))
         if found is None:
-            missing.append(cell.label)
+            missing[cell] = cell.label
             lacking.add((panel, cell.attack.eps))
-            waiting += not cell.computable
         else:
             rows.append({"panel": panel, "series": series, "eps": cell.attack.eps, **_row(cell, found)})
     frame = pd.DataFrame(rows, columns=["panel", "series", "eps", *_MEASURED[figure == "table1"], *_COLUMNS])
     frame = frame.astype({"low": float, "high": float})
-    frame.attrs = {"figure": figure, "missing": missing, "lacking": lacking, "waiting": waiting, "settings": s}
+    frame.attrs = {
+        "figure": figure, "missing": list(missing.values()), "lacking": lacking,
+        "waiting": sum(not cell.computable for cell in missing), "settings": s,
+    }  # fmt: skip
     return frame
 
 

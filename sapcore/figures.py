@@ -351,8 +351,10 @@ def returns(frame: pd.DataFrame) -> Figure:
     grid = sorted(frame["eps"].unique())
     for axes, game in zip(panels, games, strict=False):
         part = frame[frame["panel"] == game]
-        for i, (name, curve) in enumerate(part[part["series"] != "random"].groupby("series", sort=False)):
-            curve = curve.sort_values("eps")
+        for i, name in enumerate(("dense", "SAP-100", "SAP-100 vs dense")):
+            curve = part[part["series"] == name].sort_values("eps")
+            if curve.empty:
+                continue
             bars = [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
             places = np.array([grid.index(e) for e in curve["eps"]]) + 0.08 * i
             axes.errorbar(places, curve["mean"], yerr=bars, marker="o", capsize=3, label=name, color=f"C{i}")
@@ -494,27 +496,44 @@ def film(plays: dict[str, list[Moment]], path: Path, scale: int = 2, millisecond
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, optimize=True)
 
 
-def speeds(frame: pd.DataFrame, axis: str, lines: dict[str, float] | None = None) -> Figure:
-    """Dots on a logarithmic axis, a row of `frame` each: label, p20, p50, p80. `lines` are upright."""
+def benchmark_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The tables of one benchmark's rows, one after the other, with the device of each as a column."""
+    parts = [pd.DataFrame(row["table"]).assign(device=row["provenance"]["device"]) for row in rows]
+    return pd.concat(parts, ignore_index=True)
+
+
+def speeds(frame: pd.DataFrame, axis: str) -> Figure:
+    """Dots on a logarithmic axis, a row of `frame` each: label, p20, p50, p80; upright where its `line` is true.
+
+    A panel for each `device`, with its name where there are several.
+    """
     _style()
-    figure, axes = plt.subplots(figsize=(7, 0.45 * len(frame) + 1.6))
-    at = range(len(frame))
-    middle = frame["p50"].to_numpy()
-    spread = np.array([middle - frame["p20"].fillna(frame["p50"]), frame["p80"].fillna(frame["p50"]) - middle])
-    axes.errorbar(middle, at, xerr=spread, linestyle="", marker="o", color="steelblue", ecolor="black", capsize=2)
-    axes.set_ylim(-0.6, len(frame) - 0.4)
-    for y, value in zip(at, middle, strict=True):
-        axes.annotate(f" {value:.3g}", (value, y), xytext=(8, 0), textcoords="offset points", va="center")
-    for style, (label, value) in zip(("-", "--", ":"), (lines or {}).items(), strict=False):
-        axes.axvline(value, color="crimson", linestyle=style, label=label)
-    axes.set(xscale="log", xlabel=axis)
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 2.5)
-    axes.set_yticks(at, frame["label"])
-    axes.invert_yaxis()
-    if lines:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.5 / len(frame)), frameon=False)
-    figure.tight_layout()
+    lines = frame["line"].astype(bool) if "line" in frame else pd.Series(False, index=frame.index)
+    devices = list(frame["device"].unique())
+    heights = [0.45 * ((frame["device"] == device) & ~lines).sum() + 1.8 for device in devices]
+    figure, panels = plt.subplots(
+        len(devices), 1, figsize=(7, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for device, axes in zip(devices, panels[:, 0], strict=True):
+        here = frame["device"] == device
+        dots = frame[here & ~lines]
+        at = range(len(dots))
+        middle = dots["p50"].to_numpy()
+        spread = np.array([middle - dots["p20"].fillna(dots["p50"]), dots["p80"].fillna(dots["p50"]) - middle])
+        axes.errorbar(middle, at, xerr=spread, linestyle="", marker="o", color="steelblue", ecolor="black", capsize=2)
+        axes.set_ylim(-0.6, len(dots) - 0.4)
+        for y, value in zip(at, middle, strict=True):
+            axes.annotate(f" {value:.3g}", (value, y), xytext=(8, 0), textcoords="offset points", va="center")
+        upright = frame[here & lines]
+        for style, line in zip(("-", "--", ":"), upright.itertuples(), strict=False):
+            axes.axvline(line.p50, color="crimson", linestyle=style, label=line.label)
+        axes.set(xscale="log", xlabel=axis, title=device if len(devices) > 1 else "")
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high * 2.5)
+        axes.set_yticks(at, dots["label"])
+        axes.invert_yaxis()
+        if len(upright):
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=len(upright))
     return figure
 
 
@@ -522,23 +541,29 @@ GROWING = {"images": "images", "passes": "passes for 16 images", "map side": "he
 """What grows in `benchmarks/scaling.py`, in words."""
 
 
-def scaling_lines(table: list[dict[str, Any]]) -> Figure:
-    """Seconds and peak memory against what grows, as `benchmarks/scaling.py` lets it; only memory begins at 0."""
+def scaling_lines(frame: pd.DataFrame) -> Figure:
+    """Seconds and peak memory against what grows, as `benchmarks/scaling.py` lets it; only memory begins at 0.
+
+    A line for each `device`, with a legend where there are several.
+    """
     _style()
-    frame = pd.DataFrame(table)
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharey="row")
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharey="row", layout="constrained")
+    devices = list(frame["device"].unique())
     for column, (what, points) in zip(axes.T, frame.groupby("grows", sort=False), strict=True):
-        number = points["number"] ** (2 if what == "map side" else 1)
-        column[0].plot(number, points["seconds"], "o-", color="black")
-        column[1].plot(number, points["peak MiB"], "o-", color="steelblue")
-        for part in column:
-            part.set(xscale="log")
+        for device, style in zip(devices, ("o-", "s--", "^:", "v-."), strict=False):
+            part = points[points["device"] == device]
+            number = part["number"] ** (2 if what == "map side" else 1)
+            column[0].plot(number, part["seconds"], style, color="black", label=device)
+            column[1].plot(number, part["peak MiB"], style, color="steelblue")
+        for panel in column:
+            panel.set(xscale="log")
         column[0].set(yscale="log")
         column[1].set(ylim=(0, 1.1 * frame["peak MiB"].max()))
         column[1].set_xlabel(GROWING[str(what)])
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory (MiB)")
-    figure.tight_layout()
+    if len(devices) > 1:
+        _legend_above(figure, axes[0, 0])
     return figure
 
 

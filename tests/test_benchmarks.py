@@ -79,15 +79,18 @@ def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
         [
             {"label": "ours", "p20": 1.0, "p50": 2.0, "p80": 3.0},
             {"label": "once", "p20": None, "p50": 20.0, "p80": None},
+            {"label": "published", "p50": 30.0, "line": True},
         ]
-    )
-    axes = figures.speeds(frame, "seconds", {"published": 20}).axes[0]
+    ).assign(device="one", line=lambda f: f["line"].eq(True))
+    (axes,) = figures.speeds(frame, "seconds").axes
+    assert axes.get_title() == ""
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [2, 20]
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_yticklabels()] == ["ours", "once"]
     points = [{"grows": what, "number": n, "seconds": n / 10, "peak MiB": 300}
               for what in ("images", "passes", "map side") for n in (1, 10, 100)]  # fmt: skip
-    drawn = figures.scaling_lines(points).axes
+    row = {"table": points, "provenance": {"device": "one"}}
+    drawn = figures.scaling_lines(figures.benchmark_table([row])).axes
     upper = drawn[:3]
     assert all((axes.get_yscale(), axes.get_ylim()[0]) == ("linear", 0) for axes in drawn[3:])
     assert [np.asarray(axes.lines[0].get_xdata()).tolist() for axes in upper] == [
@@ -95,6 +98,18 @@ def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
         [1, 10, 100],
         [1, 100, 10_000],
     ]
+
+
+def test_each_device_has_its_own_panel_or_line() -> None:
+    rows = [{"label": "ours", "p50": 2.0, "line": False}, {"label": "plain copy", "p50": 0.5, "line": True}]
+    both = [{"table": rows, "provenance": {"device": device}} for device in ("a CPU", "a GPU")]
+    panels = figures.speeds(figures.benchmark_table(both).assign(p20=np.nan, p80=np.nan), "seconds").axes
+    assert [axes.get_title() for axes in panels] == ["a CPU", "a GPU"]
+    assert [axes.get_legend_handles_labels()[1] for axes in panels] == [["plain copy"]] * 2
+    points = [{"grows": what, "number": 1, "seconds": 1, "peak MiB": 1} for what in figures.GROWING]
+    both = [{"table": points, "provenance": {"device": device}} for device in ("a CPU", "a GPU")]
+    drawn = figures.scaling_lines(figures.benchmark_table(both))
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a CPU", "a GPU"]
 
 
 @pytest.fixture
