@@ -523,13 +523,13 @@ def speeds(frame: pd.DataFrame, axis: str) -> Figure:
         axes.errorbar(middle, at, xerr=spread, linestyle="", marker="o", color="steelblue", ecolor="black", capsize=2)
         axes.set_ylim(-0.6, len(dots) - 0.4)
         for y, value in zip(at, middle, strict=True):
-            axes.annotate(f" {value:.3g}", (value, y), xytext=(8, 0), textcoords="offset points", va="center")
+            axes.annotate(f"{value:.3g}", (value, y), xytext=(0, 5), textcoords="offset points", ha="center")
         upright = frame[here & lines]
         for style, line in zip(("-", "--", ":"), upright.itertuples(), strict=False):
             axes.axvline(line.p50, color="crimson", linestyle=style, label=line.label)
         axes.set(xscale="log", xlabel=axis, title=device if len(devices) > 1 else "")
         low, high = axes.get_xlim()
-        axes.set_xlim(low, high * 2.5)
+        axes.set_xlim(low / 1.3, high * 1.3)  # the first and last numbers need room
         axes.set_yticks(at, dots["label"])
         axes.invert_yaxis()
         if len(upright):
