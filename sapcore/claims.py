@@ -32,6 +32,8 @@ GUESSING = 0.1
 """The accuracy of a network that knows nothing, on ten classes."""
 SMALL = (1, 2, 4)
 """The paper speaks of small perturbations where SAP gains; its numbers are for these."""
+ATTACKED = (1, 2, 4, 8)
+"""Table 1's perturbations, in the games."""
 
 
 class Verdict(NamedTuple):
@@ -131,6 +133,25 @@ class Numbers:
         """Whether every attack of the ladder and its checks is computed, on these defences at these eps."""
         lacking = self.frame("ladder").attrs["lacking"] | self.frame("ladder_checks").attrs["lacking"]
         return not lacking & set(itertools.product(panels, eps))
+
+    def games(self) -> str:
+        """What SAP-100 does to the agents that have learnt and whose cells are all there, in words, for prose."""
+        clean: dict[str, tuple[float, float, float]] = {}
+        attacked: list[tuple[float, float, float]] = []
+        for game in GAMES:
+            try:
+                changes = [_change(self, e, game) for e in (0, *ATTACKED)] if _has_learnt(self, game) else []
+            except Missing:
+                continue
+            if changes:
+                clean[game] = changes[0]
+                attacked += changes[1:]
+        if not clean:
+            return "(not computed yet)"
+        return (
+            f"Without an attack it changes the return by {_said(clean)}; of {len(attacked)} changes under attack, "
+            f"each player along its own gradient, {_signs(attacked)}."
+        )
 
     def whole(self, figure: str) -> pd.DataFrame:
         """All of a figure's numbers; raises `Missing` if any is not there."""
@@ -520,6 +541,12 @@ def _learnt(n: Numbers) -> tuple[list[str], str]:
     return learnt, f"; not judged, as not clearly above a random policy: {', '.join(rest)}" if rest else ""
 
 
+def _signs(changes: list[tuple[float, float, float]]) -> str:
+    up, down = (sum(sign * change > 0 for change, _, _ in changes) for sign in (1, -1))
+    clear, lost = sum(low > 0 for _, low, _ in changes), sum(high < 0 for _, _, high in changes)
+    return f"{up} are gains, {clear} of them clear, and {down} losses, {lost} clear"
+
+
 def _said(changes: dict[str, tuple[float, float, float]]) -> str:
     return ", ".join(f"{label} {in_percent(*change)}" for label, change in changes.items()) + " (%)"
 
@@ -538,11 +565,11 @@ def _games_lose_when_clean(n: Numbers) -> Verdict:
 
 def _games_gain_when_attacked(n: Numbers) -> Verdict:
     learnt, rest = _learnt(n)
-    changes = {f"{game} at λ = {e:g}": _change(n, e, game) for game in learnt for e in (1, 2, 4, 8)}
+    changes = {f"{game} at λ = {e:g}": _change(n, e, game) for game in learnt for e in ATTACKED}
     up, down = (sum(sign * change > 0 for change, _, _ in changes.values()) for sign in (1, -1))
     gained = sum(low > 0 for _, low, _ in changes.values())
     losses = {label: change for label, change in changes.items() if change[2] < 0}
-    why = f"of {len(changes)} changes {up} are gains, {gained} of them clear, and {down} losses, {len(losses)} clear"
+    why = f"of {len(changes)} changes {_signs(list(changes.values()))}"
     by_sign = binomtest(up, max(1, up + down), alternative="greater").pvalue < 0.05
     more = up > down and gained > len(losses)
     verdict = HOLDS if by_sign and len(losses) <= 1 else DIRECTION if more else FAILS

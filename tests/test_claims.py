@@ -425,6 +425,19 @@ def test_agents_that_have_not_learnt_are_not_judged(monkeypatch: pytest.MonkeyPa
         assert found.why.endswith("; not judged, as not clearly above a random policy: Bowling")
     found = judged(BY_NAME["Bowling at 1"], Numbers())
     assert found == (OPEN, "the agent for Bowling is not clearly above a random policy, so that a change says nothing")
+    said = Numbers().games()
+    assert said.startswith("Without an attack it changes the return by Assault -49.0 [")
+    assert "Bowling" not in said
+    assert said.endswith(
+        "; of 20 changes under attack, each player along its own gradient, 20 are gains, 20 of them clear, "
+        "and 0 losses, 0 clear."
+    )
+    whole = (frame["panel"] == "Assault") | (frame["eps"] != 8)
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame[whole])
+    assert "of 4 changes under attack" in Numbers().games()
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame[~whole])
+    assert Numbers().games() == "(not computed yet)"
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
     frame.loc[chance & ~frame["panel"].isin(["Assault", "Asterix"]), ["low", "high"]] = [9.0, 9.9]
     assert [judged(claim, Numbers()).verdict for claim in both] == [OPEN, OPEN]
 
