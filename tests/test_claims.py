@@ -31,8 +31,18 @@ def numbers(monkeypatch: pytest.MonkeyPatch, points: Points, panel: str = "", ma
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["panel", "series", "eps", "accuracy", "low", "high", "returns"])
     frame.attrs = {"missing": [], "settings": Settings()}
-    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    ASKED.clear()
+
+    def stored(figure: str, settings: Settings) -> pd.DataFrame:
+        ASKED.append(figure)
+        return frame
+
+    monkeypatch.setattr(experiments, "stored", stored)
     return Numbers()
+
+
+ASKED: list[str] = []
+"""The figures that `numbers` was asked for last."""
 
 
 def test_there_are_twenty_claims_or_more_each_with_its_place_rule_and_chapter() -> None:
@@ -182,6 +192,12 @@ CASES: list[tuple[str, Points, str]] = [
     ("gain at 2 and 4", flat("SAP-100", 0.5) | flat("dense", 0.4), HOLDS),
     ("gain at 2 and 4", flat("SAP-100", 0.41) | flat("dense", 0.4), DIRECTION),
     ("gain at 2 and 4", flat("SAP-100", 0.5) | flat("dense", 0.4) | {("dense", 4): 0.6}, FAILS),
+    ("SAP-100 at 4", {("SAP-100", 4): 0.52}, HOLDS),
+    ("SAP-100 at 4", {("SAP-100", 4): 0.3}, FAILS),
+    ("loss at 0", {("dense", 0): 0.9, ("SAP-100", 0): 0.8}, HOLDS),
+    ("loss at 0", {("dense", 0): 0.8, ("SAP-100", 0): 0.9}, FAILS),
+    ("ADV clean", {("ADV", 0): 0.74}, HOLDS),
+    ("ADV clean", {("ADV", 0): 0.5}, FAILS),
     ("loss at 16", flat("SAP-100", 0.1) | flat("dense", 0.2), HOLDS),
     ("loss at 16", flat("SAP-100", 0.2) | flat("dense", 0.1), FAILS),
     ("dense degrades", {("dense", 0): 0.9, ("dense", 1): 0.5, ("dense", 2): 0.4}, HOLDS),
@@ -202,6 +218,8 @@ CASES: list[tuple[str, Points, str]] = [
     ("dropout, on", flat("dropout-0.1", 0.4) | flat("dropout-0", 0.4) | flat("dense", 0.2), HOLDS),
     ("dropout, on", flat("dropout-0.1", 0.4) | flat("dropout-0", 0.4) | {("dropout-0.1", 2): 0.5}, DIRECTION),
     ("dropout, on", flat("dropout-0.1", 0.5) | flat("dropout-0", 0.4) | flat("dense", 0.9), FAILS),
+    ("dropout, off", flat("dropout-0.1", 0.4) | flat("dropout-0", 0.4), HOLDS),
+    ("dropout, off", flat("dropout-0.1", 0.5) | flat("dropout-0", 0.4), FAILS),
     ("ADV and ADV+SAP-100 alike", flat("ADV", 0.5) | flat("ADV+SAP-100", 0.46), HOLDS),
     ("ADV and ADV+SAP-100 alike", flat("ADV", 0.5) | flat("ADV+SAP-100", 0.42), DIRECTION),
     ("ADV and ADV+SAP-100 alike", flat("ADV", 0.5) | flat("ADV+SAP-100", 0.3), FAILS),
@@ -243,6 +261,7 @@ def test_the_verdict_follows_from_the_numbers(
     found = judged(BY_NAME[name], numbers(monkeypatch, points, panel))
     assert found.verdict == verdict, found.why
     assert "%" in found.why or "points" in found.why
+    assert BY_NAME[name].figure in ASKED
 
 
 def test_a_rise_at_one_eps_outweighs_a_fall_at_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sapcore import results
 from sapcore.paths import results_root, write_atomically
 from sapcore.results import Attack, Cell, Defence
+from sapcore.rl.environments import Rules
 
 SAP = Defence("sap", 100)
 CELL = Cell(
@@ -65,13 +66,16 @@ def test_equal_cells_have_equal_keys() -> None:
     assert same.path == CELL.path
 
 
-def test_the_key_stays_as_it_is_in_the_committed_store() -> None:
-    folder = results_root() / "digits"
-    for path in folder.glob("*.json"):
+def test_the_key_stays_as_it_is_in_the_committed_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAPCORE_RESULTS", raising=False)
+    paths = list(results_root().rglob("*.json"))
+    assert {"cifar10", "digits", "bowling"} <= {path.parent.name for path in paths}
+    for path in paths:
         spec = json.loads(path.read_text())["spec"]
-        source = spec["attack"]["source"]
+        source, rules = spec["attack"]["source"], spec.get("rules")
         attack = Attack(**{**spec["attack"], "source": source and Defence(**source)})
-        cell = Cell(**{**spec, "attack": attack, "defence": Defence(**spec["defence"])})
+        defence = Defence(**spec["defence"])
+        cell = Cell(**{**spec, "attack": attack, "defence": defence, "rules": rules and Rules(**rules)})
         assert cell.path == path
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+import inspect
 import io
+import itertools
 import json
 import signal
 import subprocess
@@ -19,16 +21,19 @@ from torch import nn
 from tqdm import tqdm
 
 from sapcore import attacks, checkpoints, data, evaluation, provenance, results, runner
+from sapcore.attacks import library
 from sapcore.checkpoints import CheckpointError
 from sapcore.data import DataMissingError
 from sapcore.errors import SapcoreError
-from sapcore.experiments import cells, settings
+from sapcore.experiments import Point, cells, points, settings
 from sapcore.models import QNetwork, initialize
 from sapcore.paths import CHECKPOINTS
 from sapcore.randomness import stream
 from sapcore.results import Attack, Cell, Defence
+from sapcore.rl import playing
 from sapcore.rl.environments import Rules, make
-from sapcore.sap import with_sap
+from sapcore.sap import SAP, with_sap
+from sapcore.sap.bernoulli import BernoulliSAP
 from tests.test_results import ORIGIN, RESULT
 
 CPU = torch.device("cpu")
@@ -235,6 +240,89 @@ def test_a_cell_is_the_accuracy_on_what_its_attack_makes_of_the_first_images(
     assert (result["low"], result["high"], result["correct"]) == (expected.low, expected.high, expected.correct)
 
 
+RUNGS = [
+    point for point in points("ladder", settings("digits", 7.905, examples=2, passes=10))
+    if point.panel in ("SAP-100", "Bernoulli-SAP-200") and point.cell.attack.source
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", RUNGS, ids=lambda point: f"{point.panel}, {point.series}")
+def test_an_attack_is_run_as_its_cell_says(point: Point, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every argument that the function has, on the network that the cell names."""
+    cell = dataclasses.replace(point.cell, precision="bfloat16", seed=4)
+    attack, asked = cell.attack, dict[str, Any]()
+    assert attack.source is not None
+
+    def spy(where: Any, name: str) -> None:
+        signature = inspect.signature(getattr(where, name))
+
+        def called(*given: Any, **named: Any) -> torch.Tensor:
+            bound = signature.bind(*given, **named)
+            bound.apply_defaults()
+            asked.update(bound.arguments, called=name)
+            return torch.zeros_like(bound.arguments["x"], dtype=torch.float32)
+
+        monkeypatch.setattr(where, name, called)
+
+    for where, name in (
+        (attacks, "iterative"), (attacks, "fgsm_direction"), (library, "autoattack"), (library, "square"),
+    ):  # fmt: skip
+        spy(where, name)
+    monkeypatch.setattr(runner, "defended", lambda checkpoint, sha256, defence, *_: (checkpoint, sha256, defence))
+    runner._direction.cache_clear()
+    runner.attacked(cell, *runner.seen("digits", cell.checkpoint, 2), CPU)
+    runner._direction.cache_clear()
+    assert asked["called"] == {"fgsm": "fgsm_direction"}.get(attack.kind, attack.kind)
+    wanted = {
+        "eps": attack.eps, "step": attack.step, "steps": attack.steps, "queries": attack.steps,
+        "passes": attack.passes, "estimator": attack.estimator, "loss": attack.loss, "seed": 4,
+        "random_start": attack.random_start, "restarts": attack.restarts, "precision": "bfloat16",
+    }  # fmt: skip
+    assert {name: asked[name] for name in wanted if name in asked}.items() <= wanted.items()
+    assert {"passes", "seed", "precision"} < asked.keys()
+    assert asked["model"] == (cell.checkpoint, cell.checkpoint_sha256, attack.source)
+
+
+@pytest.mark.parametrize(
+    ("defence", "described"),
+    [
+        (Defence("sap", 5, "identity"), {"kind": "sap", "percent": 5}),
+        (Defence("sap", 200, "scale"), {"kind": "sap", "percent": 200}),
+        (Defence("bernoulli-sap", 200, "identity"), {"kind": "bernoulli-sap", "percent": 200}),
+        (Defence("dropout", 0.1), {"kind": "dropout", "level": 0.1}),
+        (Defence("rna", 0.3), {"kind": "rna", "level": 0.3}),
+        (Defence("rsa", 0.5), {"kind": "rsa", "level": 0.5}),
+        (Defence("rnw", 0.02), {"kind": "rnw", "std": 0.02}),
+        (Defence("rsw", 0.3), {"kind": "rsw", "std": 0.3}),
+        (Defence("swp", 150), {"kind": "swp", "percent": 150}),
+    ],
+    ids=lambda value: getattr(value, "label", ""),
+)
+def test_a_defence_is_the_one_that_its_cell_names(defence: Defence, described: dict[str, object]) -> None:
+    model = runner.defended("resnet20-digits", checkpoints.sha256("resnet20-digits"), defence, CPU)
+    assert model.description == described
+    backward = {module.backward_kind for module in model.modules() if isinstance(module, SAP | BernoulliSAP)}
+    assert backward == ({defence.backward} if "sap" in defence.kind else set())
+
+
+def test_single_passes_are_summed_up_as_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images, of whose two passes none, one, both, both and one are right."""
+    found = torch.eye(10)[:5].double(), torch.tensor([0, 1, 2, 2, 1])
+    monkeypatch.setattr(evaluation, "predict_and_count", lambda *_, **__: found)
+    result = runner.compute(cell_of("fig1a", "SAP-100 none"), CPU)
+    assert (result["single_pass"], result["every_pass"]) == pytest.approx((0.6, 0.4))
+
+
+def test_a_cell_without_what_a_figure_also_needs_is_stale_and_computed_anew(store: Path, computed: list[Cell]) -> None:
+    cell = WANTED[0]
+    results.write(cell, {name: value for name, value in RESULT.items() if name != "calibration"}, ORIGIN)
+    assert results.state(cell, ("calibration",)) == ("stale", "it was computed without its calibration")
+    assert run([cell]) == []
+    assert computed == []
+    runner.run([cell], "cpu", progress=False, also=("calibration",))
+    assert computed == [cell]
+
+
 def test_fgsm_cells_of_one_curve_share_their_direction(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     calls: list[int] = []
     direction = attacks.fgsm_direction
@@ -333,18 +421,17 @@ def test_a_killed_run_loses_at_most_the_cell_it_was_at(store: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    found = [results.state(cell)[0] for cell in WANTED]
-    assert found.count("present") >= 2
-    assert set(found) == {"present", "missing"}
+    assert [results.state(cell)[0] for cell in WANTED] == ["present"] * 2 + ["missing"] * (len(WANTED) - 2)
     assert run(WANTED) == []
     assert {results.state(cell)[0] for cell in WANTED} == {"present"}
 
 
 def slowly() -> None:
-    """Let every cell take a tenth of a second and cost nothing; for a process that is to be killed."""
+    """Let the first two cells cost nothing, and the third never end; for a process that is to be killed."""
+    begun = itertools.count()
 
     def compute(*_: object) -> dict[str, Any]:
-        time.sleep(0.1)
+        time.sleep(600 if next(begun) == 2 else 0)
         return RESULT
 
     setattr(runner, "compute", compute)  # noqa: B010
@@ -427,11 +514,61 @@ def test_verify_compares_the_calibration_too(store: Path, monkeypatch: pytest.Mo
 def test_verify_compares_within_the_interval_elsewhere(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Store(monkeypatch)
     results.write(WANTED[0], RESULT, ORIGIN)
-    for accuracy, same in ((RESULT["low"], True), (RESULT["high"], True), (RESULT["high"] + 0.01, False)):
+    low, high = RESULT["low"], RESULT["high"]
+    for accuracy, same in ((low - 0.01, False), (low, True), (high, True), (high + 0.01, False)):
         there.found = RESULT | {"accuracy": accuracy, "correct": -1}
         (check,) = runner.verify(WANTED[:1], device="cpu")
         assert check.same is same
         assert "computed on a computer" in check.reason
+
+
+@pytest.mark.parametrize(
+    "change", [{"device": "a computer"}, {"threads": numba.config.NUMBA_NUM_THREADS + 1}, {"versions": {"torch": "0"}}]
+)
+def test_verify_compares_exactly_only_if_device_threads_and_versions_are_the_same(
+    change: dict[str, Any], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Store(monkeypatch)
+    results.write(WANTED[0], RESULT, provenance.collect(CPU) | change)
+    there.found = RESULT | {"correct": -1}
+    (check,) = runner.verify(WANTED[:1], device="cpu")
+    assert check.same
+    assert "95 % interval" in check.reason
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "same"), [(1.0, 3.9, False), (1.0, 4.1, True), (5.9, 9.0, True), (6.1, 9.0, False)]
+)
+def test_verify_of_a_game_elsewhere_wants_intervals_that_overlap(
+    low: float, high: float, same: bool, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell("Bowling", "", "", Defence("random"), Attack(), 2, 1, 0, "float32", Rules())
+    played = {"mean": 5.0, "low": 4.0, "high": 6.0, "returns": [4.0, 6.0], "steps": 9}
+    results.write(cell, played, ORIGIN)
+    found = played | {"low": low, "high": high, "mean": (low + high) / 2}
+    monkeypatch.setattr(runner, "compute", lambda cell, device: found)
+    (check,) = runner.verify([cell], device="cpu")
+    assert check.same is same
+
+
+def test_a_games_cell_is_played_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def spy(*given: Any, **named: Any) -> playing.Episodes:
+        bound = signature.bind(*given, **named)
+        asked.update(bound.arguments)
+        return playing.Episodes([1.0, 2.0], 9)
+
+    signature = inspect.signature(playing.play)
+    monkeypatch.setattr(playing, "play", spy)
+    monkeypatch.setattr(runner, "defended", lambda name, sha256, defence, device: defence)
+    sap, rules = Defence("sap", 100), Rules(noops=3)
+    attack = Attack("fgsm", 4, Defence(), "gradient_of_mean", 7)
+    runner.compute(Cell("Bowling", "agent", "ab" * 32, sap, attack, 2, 5, 11, "bfloat16", rules), CPU)
+    assert asked == {
+        "agent": sap, "game": "Bowling", "episodes": 2, "eps": 4, "passes": 5, "source": Defence(),
+        "gradient_passes": 7, "seed": 11, "rules": rules, "estimator": "gradient_of_mean", "precision": "bfloat16",
+    }  # fmt: skip
 
 
 def test_verify_takes_as_many_threads_as_the_stored_cell_had(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,18 @@ def test_dense_backward_goes_from_the_noisy_logits_through_the_network_without_s
     close(estimate("dense_backward", noisy, few), expected)
 
 
+def test_dense_backward_of_the_margin_is_the_margins(
+    noisy: NoisyModel, dense: nn.Module, few: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, y, ids = few
+    logits = torch.stack([noisy(x, seed=SEED, ids=ids, passes=number).double() for number in PASSES])
+    scores = logits.detach().flatten(0, 1).requires_grad_()
+    (by_logits,) = torch.autograd.grad(margin(scores, y.repeat(len(PASSES))).sum() / len(PASSES), scores)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((dense(leaf).double() * by_logits.reshape(logits.shape).sum(0)).sum(), leaf)
+    close(estimator("dense_backward")(noisy, x, y, ids, SEED, PASSES, 64, "float32", "margin"), expected)
+
+
 def test_dense_backward_needs_the_network_without_noise(dense: nn.Module, few: tuple[Tensor, Tensor, Tensor]) -> None:
     with pytest.raises(SapcoreError, match=r"^dense_backward needs a network that with_sap made"):
         estimate("dense_backward", dense, few)

@@ -11,7 +11,8 @@ from sapcore import checkpoints
 from sapcore.attacks import gradient, library
 from sapcore.errors import SapcoreError
 from sapcore.evaluation import accuracy, predict
-from sapcore.randomness import NoisyModel
+from sapcore.randomness import NoisyModel, stream
+from sapcore.results import Attack
 from sapcore.sap import with_sap
 
 Images = tuple[Tensor, Tensor]
@@ -44,6 +45,18 @@ def test_autoattack_for_randomized_defences_breaks_sap(noisy: NoisyModel, digits
     assert float(found.min()) >= 0
     assert float(found.max()) <= 255
     assert accuracy(predict(noisy, found, passes=20), y).value <= 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_gradient_is_of_a_pass_of_its_own_and_the_choice_of_others(noisy: NoisyModel, digits: Images) -> None:
+    seeds: dict[bool, list[int]] = {True: [], False: []}
+    handle = noisy.register_forward_pre_hook(
+        lambda _model, _x, names: seeds[torch.is_grad_enabled()].append(names["seed"]), with_kwargs=True
+    )
+    library.autoattack(noisy, digits[0][:2].float(), digits[1][:2], 8, steps=3, passes=4)
+    handle.remove()
+    assert len(seeds[True]) == len(set(seeds[True])) == Attack("autoattack", 8, passes=4, steps=3).gradients
+    assert set(seeds[False]) == {stream(0, "choice")}
 
 
 @pytest.mark.filterwarnings("ignore")

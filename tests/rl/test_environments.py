@@ -2,12 +2,14 @@
 
 import dataclasses
 import sys
+import types
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
 from sapcore.errors import SapcoreError
+from sapcore.rl import environments
 from sapcore.rl.environments import GAMES, Rules, make
 
 needs_ale = pytest.mark.skipif(find_spec("ale_py") is None, reason="Atari is an extra: pip install -e '.[rl]'")
@@ -40,6 +42,23 @@ def test_without_ale_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(SapcoreError, match=r"install them with `pip install -e '\.\[rl\]'`"):
         make("Bowling", 1)
+
+
+def test_every_rule_reaches_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    gymnasium = types.SimpleNamespace(make_vec=lambda name, **options: asked.update(options, name=name))
+    monkeypatch.setattr(environments, "_gymnasium", lambda: gymnasium)
+    rules = Rules(
+        sticky_actions=0.5, frameskip=3, max_over_frames=False, noops=7, fire_at_start=False, frames_per_episode=99,
+        all_actions=True,
+    )  # fmt: skip
+    make("Bowling", 2, rules)
+    assert asked == {
+        "name": "ALE/Bowling-v5", "num_envs": 2, "vectorization_mode": "vector_entry_point",
+        "repeat_action_probability": 0.5, "frameskip": 3, "maxpool": False, "img_height": 84, "img_width": 84,
+        "stack_num": 4, "noop_max": 7, "use_fire_reset": False, "max_num_frames_per_episode": 99,
+        "full_action_space": True, "episodic_life": False, "reward_clipping": False,
+    }  # fmt: skip
 
 
 @needs_ale

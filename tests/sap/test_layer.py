@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sapcore import SAP, attacks, evaluation, sap, with_sap
+from sapcore import SAP, attacks, sap, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20
 from sapcore.randomness import Noise, NoisyModel
@@ -458,16 +458,6 @@ def test_a_network_in_bfloat16_and_one_with_the_reference_work_too(
     torch.testing.assert_close(fast(x), slow(x), rtol=1e-3, atol=1e-3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast(x).isfinite().all()
-
-
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_predictions_do_not_depend_on_the_batch_size(
-    digits: tuple[Tensor, Tensor], noisy: NoisyModel, batch_size: int
-) -> None:
-    images = digits[0][:40]
-    whole = evaluation.predict(noisy, images, passes=3, batch_size=500)
-    parts = evaluation.predict(noisy, images, passes=3, batch_size=batch_size)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
 # What an adversary's gradient sees
