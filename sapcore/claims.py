@@ -149,7 +149,7 @@ class Numbers:
         if not clean:
             return "(not computed yet)"
         return (
-            f"Without an attack it changes the return by {_said(clean)}; of {len(attacked)} changes under attack, "
+            f"without an attack it changes the return by {_said(clean)}; of {len(attacked)} changes under attack, "
             f"each player along its own gradient, {_signs(attacked)}."
         )
 

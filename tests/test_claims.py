@@ -445,7 +445,7 @@ def test_agents_that_have_not_learnt_are_not_judged(monkeypatch: pytest.MonkeyPa
     found = judged(BY_NAME["Bowling at 1"], Numbers())
     assert found == (OPEN, "the agent for Bowling is not clearly above a random policy, so that a change says nothing")
     said = Numbers().games()
-    assert said.startswith("Without an attack it changes the return by Assault -49.0 [")
+    assert said.startswith("without an attack it changes the return by Assault -49.0 [")
     assert "Bowling" not in said
     assert said.endswith(
         "; of 20 changes under attack, each player along its own gradient, 20 are gains, 20 of them clear, "
