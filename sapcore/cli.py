@@ -175,7 +175,8 @@ def _show(parsed: argparse.Namespace) -> int:
         s = _settings(parsed)
         frame = experiments.stored(figure, s)
         lacking = len(frame.attrs["missing"])
-        print(f"\n{figure}" + (f" (not in the store: {lacking} of {lacking + len(frame)} numbers)" if lacking else ""))
+        wanted = len(experiments.cells(figure, s))
+        print(f"\n{figure}" + (f" (not in the store: {lacking} of {wanted} cells)" if lacking else ""))
         if figure == "fig4":
             frame = experiments.stored_calibrations(s).drop_duplicates(["series", "eps"]).assign(panel="")
             frame = frame.rename(columns={"ece_low": "low", "ece_high": "high"})

@@ -136,7 +136,7 @@ def test_show_says_what_is_not_in_the_store_and_computes_nothing(
 ) -> None:
     monkeypatch.setattr(runner, "compute", None)
     assert call("show", "fig1c", *TINY) == 0
-    assert capsys.readouterr().out == "\nfig1c (not in the store: 6 of 6 numbers)\n"
+    assert capsys.readouterr().out == "\nfig1c (not in the store: 5 of 5 cells)\n"
 
 
 def test_of_figure_4_the_calibration_errors_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
