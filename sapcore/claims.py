@@ -7,7 +7,7 @@ A claim whose cells are not all there cannot be judged.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -541,10 +541,15 @@ def _learnt(n: Numbers) -> tuple[list[str], str]:
     return learnt, f"; not judged, as not clearly above a random policy: {', '.join(rest)}" if rest else ""
 
 
-def _signs(changes: list[tuple[float, float, float]]) -> str:
+def _counted(changes: Collection[tuple[float, float, float]]) -> tuple[int, int, int, int]:
+    """Gains, clear gains, losses and clear losses among changes with their intervals."""
     up, down = (sum(sign * change > 0 for change, _, _ in changes) for sign in (1, -1))
-    clear, lost = sum(low > 0 for _, low, _ in changes), sum(high < 0 for _, _, high in changes)
-    return f"{up} are gains, {clear} of them clear, and {down} losses, {lost} clear"
+    return up, sum(low > 0 for _, low, _ in changes), down, sum(high < 0 for _, _, high in changes)
+
+
+def _signs(changes: Collection[tuple[float, float, float]]) -> str:
+    up, gained, down, lost = _counted(changes)
+    return f"{up} are gains, {gained} of them clear, and {down} losses, {lost} clear"
 
 
 def _said(changes: dict[str, tuple[float, float, float]]) -> str:
@@ -566,10 +571,9 @@ def _games_lose_when_clean(n: Numbers) -> Verdict:
 def _games_gain_when_attacked(n: Numbers) -> Verdict:
     learnt, rest = _learnt(n)
     changes = {f"{game} at λ = {e:g}": _change(n, e, game) for game in learnt for e in ATTACKED}
-    up, down = (sum(sign * change > 0 for change, _, _ in changes.values()) for sign in (1, -1))
-    gained = sum(low > 0 for _, low, _ in changes.values())
+    up, gained, down, _ = _counted(changes.values())
     losses = {label: change for label, change in changes.items() if change[2] < 0}
-    why = f"of {len(changes)} changes {_signs(list(changes.values()))}"
+    why = f"of {len(changes)} changes {_signs(changes.values())}"
     by_sign = binomtest(up, max(1, up + down), alternative="greater").pvalue < 0.05
     more = up > down and gained > len(losses)
     verdict = HOLDS if by_sign and len(losses) <= 1 else DIRECTION if more else FAILS

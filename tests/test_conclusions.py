@@ -1,4 +1,4 @@
-"""What the chapters' prose concludes from CIFAR-10 is what the store says: each sentence with the numbers it stands on.
+"""What the chapters' prose concludes is what the store says: each sentence with the numbers it stands on.
 
 "Clearly" means, as everywhere in the book, that two 95 % intervals do not touch. A sentence that is edited, and a cell
 whose number changes, both lead here.
@@ -151,6 +151,12 @@ def sap_changes_four_games_little() -> None:
         assert low < 0 < change
         assert change == pytest.approx(published[1][game], abs=0.06)
         assert published[1][game] < high
+
+
+def the_published_change_on_bowling_is_of_a_small_number() -> None:
+    times = 1 + TABLE_1[1][GAMES.index("Bowling")]
+    assert round(times) == 35
+    assert round(300 / times, 1) == 8.5
 
 
 def intervals_of_fifteen_uneven_returns_are_too_narrow() -> None:
@@ -343,6 +349,12 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
         "λ = 1 the paper's gains in BankHeist and BeamRider lie outside our intervals. In Assault and Asterix ours are "
         "as large as the paper's, and hold 0 as well: these episodes cannot tell such a gain from none.",
         sap_changes_four_games_little,
+    ),
+    (
+        "06_reinforcement_learning",
+        "the return became 35 times as large, and a game has 300 points at most, so that the attacked agent had 8.5 at "
+        "most.",
+        the_published_change_on_bowling_is_of_a_small_number,
     ),
     (
         "07_baselines",
