@@ -9,7 +9,7 @@ Algorithm 1 as printed, on torch.multinomial, is timed once for comparison.
 from common import alternate, arguments, network, percentiles, report, seconds_of, test_images
 from torch import Tensor, nn
 
-from sapcore import evaluation, with_sap
+from sapcore import bfloat16, evaluation, with_sap
 from sapcore.attacks.fgsm import fgsm_direction
 from sapcore.sap import reference
 from sapcore.sap.layer import replace_modules
@@ -39,7 +39,7 @@ def main() -> None:
     models = {"dense": dense, "SAP-100": with_sap(dense, 100)}
     candidates = {
         (name, precision): (lambda m=model, p=precision: gradient(m, p))
-        for precision in evaluation.PRECISIONS
+        for precision in bfloat16.PRECISIONS
         for name, model in models.items()
     }
     seconds = alternate({f"{name}, {precision}": run for (name, precision), run in candidates.items()},
@@ -61,7 +61,7 @@ def main() -> None:
         published_seconds=PUBLISHED_SECONDS, printed_seconds=round(once, 3),
         share_of_dense_throughput={
             precision: percentiles(seconds[f"dense, {precision}"] / seconds[f"SAP-100, {precision}"])
-            for precision in evaluation.PRECISIONS
+            for precision in bfloat16.PRECISIONS
         },
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from common import alternate, arguments, network, percentiles, report, test_imag
 from torch import Tensor, nn
 
 from sapcore import sap, with_sap
-from sapcore.evaluation import autocast
+from sapcore.bfloat16 import autocast
 from sapcore.sap import SAP
 
 SAPS = {"cpu": "cpu", "cuda": "gpu"}

@@ -10,10 +10,10 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from sapcore.bfloat16 import autocast
 from sapcore.errors import SapcoreError, check_count
 from sapcore.randomness import Begun, NoisyModel, per_example
 
-PRECISIONS = ("float32", "bfloat16")
 BATCH_SIZE = 256
 """Rows per forward pass: more cost a CPU its cache, fewer its time between the layers; a GPU wants more."""
 
@@ -226,10 +226,3 @@ def device_of(model: nn.Module) -> torch.device:
     """Where the network's parameters lie."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The arithmetic of convolutions and products: float32 as it is, or bfloat16 by autocast."""
-    if precision not in PRECISIONS:
-        raise SapcoreError(f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

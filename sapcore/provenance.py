@@ -32,10 +32,15 @@ def device(name: str | None = None) -> torch.device:
 
 
 def collect(on: torch.device, packages: tuple[str, ...] = ()) -> dict[str, object]:
-    """Device, versions, commit and date of a computation that runs now; packages: more whose versions count."""
+    """Device, versions, commit and date of a computation that runs now; packages: more whose versions count.
+
+    A CPU's `instructions` are those that torch chose, such as AVX512 or AVX2: processors of one name may differ in
+    them, and they decide the order of sums.
+    """
     return {
         "device": device_name(on),
         "threads": torch.get_num_threads(),
+        **({"instructions": torch.backends.cpu.get_cpu_capability()} if on.type == "cpu" else {}),
         "versions": {
             "python": platform.python_version(),
             **{p: _version(p) for p in ("sapcore", "torch", "numba", *packages)},

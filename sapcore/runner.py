@@ -193,8 +193,8 @@ def verify(
 ) -> Iterator[Check]:
     """Compute stored cells again, all or `sample` of them drawn by `seed`, and compare with the store.
 
-    On the device of the stored cell, with its versions and threads, the whole result must be the same. Elsewhere
-    the accuracy must lie in the stored interval; games part ways with the first action that differs, so that their
+    On the device of the stored cell, with its versions, threads and instructions, the whole result must be the same.
+    Elsewhere the accuracy must lie in the stored interval; games part ways with the first action that differs, so that their
     interval must overlap the stored one. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
     """
     if sample is not None:
@@ -207,9 +207,10 @@ def verify(
         there, before = stored["provenance"], stored["result"]
         with _threads(there.get("threads")):
             found, here = compute(cell, on), provenance.collect(on, _packages(cell))
-        exact = all(here[name] == there.get(name) for name in ("device", "threads", "versions"))
-        if exact:
-            others = [name for name, value in before.items() if json.loads(json.dumps(found.get(name))) != value]
+        others = [name for name, value in before.items() if json.loads(json.dumps(found.get(name))) != value]
+        alike = all(here[name] == there.get(name) for name in ("device", "threads", "versions"))
+        promised = here.get("instructions") == there.get("instructions")  # which cells of before November 2026 lack
+        if alike and (promised or not others):
             same = not others
             how = "the same device and versions" + (f"; not the same: {', '.join(others)}" if others else "")
         else:

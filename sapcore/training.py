@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sapcore import attacks, checkpoints, data, evaluation, provenance
 from sapcore.baselines import with_dropout
+from sapcore.bfloat16 import autocast
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20, initialize
 from sapcore.paths import STATE
@@ -210,7 +211,7 @@ class _Run:
             if adversary is not None:
                 few = round(recipe.adversarial_share * len(chosen))
                 x[:few] = attacks.fgsm(adversary, x[:few], y[:few], recipe.adversarial_eps, precision="bfloat16")
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with autocast("bfloat16", device):
                 if self.dropout is None:
                     logits = self.model(x)
                 else:

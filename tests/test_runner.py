@@ -187,7 +187,7 @@ def test_a_stored_cell_tells_where_it_comes_from(store: Path, computed: list[Cel
     content = json.loads(WANTED[0].path.read_text())
     assert content["result"] == RESULT
     origin = content["provenance"]
-    assert {"device", "threads", "versions", "commit", "date", "seconds"} == origin.keys()
+    assert {"device", "threads", "instructions", "versions", "commit", "date", "seconds"} == origin.keys()
     assert {"python", "sapcore", "torch", "numba"} == origin["versions"].keys()
     assert origin["versions"]["torch"] == torch.__version__.split("+")[0]
 
@@ -523,7 +523,13 @@ def test_verify_compares_within_the_interval_elsewhere(store: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "change", [{"device": "a computer"}, {"threads": numba.config.NUMBA_NUM_THREADS + 1}, {"versions": {"torch": "0"}}]
+    "change",
+    [
+        {"device": "a computer"},
+        {"threads": numba.config.NUMBA_NUM_THREADS + 1},
+        {"versions": {"torch": "0"}},
+        {"instructions": "AVX-9"},
+    ],
 )
 def test_verify_compares_exactly_only_if_device_threads_and_versions_are_the_same(
     change: dict[str, Any], store: Path, monkeypatch: pytest.MonkeyPatch
@@ -534,6 +540,18 @@ def test_verify_compares_exactly_only_if_device_threads_and_versions_are_the_sam
     (check,) = runner.verify(WANTED[:1], device="cpu")
     assert check.same
     assert "95 % interval" in check.reason
+
+
+def test_verify_of_a_cell_that_does_not_name_its_instructions_takes_either(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, origin = Store(monkeypatch), provenance.collect(CPU)
+    results.write(WANTED[0], RESULT, {name: value for name, value in origin.items() if name != "instructions"})
+    for found, how in ((RESULT, "the same device and versions"), (RESULT | {"correct": -1}, "95 % interval")):
+        there.found = found
+        (check,) = runner.verify(WANTED[:1], device="cpu")
+        assert check.same
+        assert how in check.reason
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sapcore import SAP, evaluation, with_sap
+from sapcore import SAP, bfloat16, evaluation, with_sap
 from sapcore.attacks.gradient import gradient_of_mean, mean_of_gradients
 from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel
@@ -20,12 +20,12 @@ def is_sap(module: nn.Module) -> bool:
     return isinstance(module, SAP)
 
 
-@pytest.mark.parametrize("precision", evaluation.PRECISIONS)
+@pytest.mark.parametrize("precision", bfloat16.PRECISIONS)
 def test_a_network_goes_on_from_its_beginning_to_the_same_logits(
     noisy: NoisyModel, digits: Images, precision: str
 ) -> None:
     x, names = digits[0][:4].float(), {"seed": 3, "ids": torch.tensor([5, 1, 2, 9]), "passes": 7}
-    with torch.no_grad(), evaluation.autocast(precision, x.device):
+    with torch.no_grad(), bfloat16.autocast(precision, x.device):
         begun = noisy.begin(x)
         assert begun.model is not noisy.model
         assert torch.equal(noisy(begun, **names), noisy(x, **names))
@@ -290,7 +290,7 @@ def steps(noisy: NoisyModel, x: Tensor) -> list[str]:
 IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("precision", evaluation.PRECISIONS)
+@pytest.mark.parametrize("precision", bfloat16.PRECISIONS)
 @pytest.mark.parametrize(
     ("channels", "options"),
     [(16, {}), (64, {}), (24, {}), (1024, {}), (16, {"affine": False}), (16, {"track_running_stats": False})],
@@ -303,7 +303,7 @@ def test_batch_norm_relu_and_sap_in_one_step_are_one_after_the_other(
     for backend in ("auto", "reference"):
         noisy = with_sap(model, 60, backend=backend)
         assert "NormalizedSAP" in steps(noisy, IMAGES)
-        with torch.no_grad(), evaluation.autocast(precision, IMAGES.device):
+        with torch.no_grad(), bfloat16.autocast(precision, IMAGES.device):
             x = IMAGES.contiguous(memory_format=torch.channels_last)
             assert torch.equal(noisy(noisy.begin(x), seed=4), noisy(x, seed=4))
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sapcore.bfloat16 import autocast
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import autocast, begin, check_network, count_passes, device_of, noisy_passes, predict
+from sapcore.evaluation import begin, check_network, count_passes, device_of, noisy_passes, predict
 from sapcore.randomness import Begun
 
 

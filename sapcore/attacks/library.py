@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sapcore.attacks.gradient import furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
+from sapcore.bfloat16 import autocast
 from sapcore.errors import SapcoreError, check_count
-from sapcore.evaluation import BATCH_SIZE, autocast, count_passes, predict
+from sapcore.evaluation import BATCH_SIZE, count_passes, predict
 from sapcore.randomness import NoisyModel, stream
 
 

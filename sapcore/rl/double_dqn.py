@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from sapcore import checkpoints, provenance
+from sapcore.bfloat16 import arithmetic
 from sapcore.errors import SapcoreError, check_count
 from sapcore.models import QNetwork, initialize
 from sapcore.paths import STATE
@@ -208,7 +209,7 @@ class _Run:
         actions: NDArray[Any] = generator.integers(0, self.actions, games)
         if not at_random.all():
             seen = torch.from_numpy(self.seen).to(self.device)
-            with torch.no_grad():
+            with torch.no_grad(), arithmetic(self.device):
                 values = self.rounded(seen.to(torch.bfloat16, memory_format=torch.channels_last))
             greedy = values.argmax(1).cpu().numpy()
             actions = np.where(at_random, actions, greedy)
@@ -219,8 +220,9 @@ class _Run:
         recipe = self.recipe
         batch = self.replay.sample(recipe.minibatch, generator)
         states, actions, rewards, next_states, terminals = (t.to(self.device, non_blocking=True) for t in batch)
-        values = self.rounded.scaled(states).gather(1, actions[:, None])[:, 0]
-        with torch.no_grad():
+        with arithmetic(self.device):
+            values = self.rounded.scaled(states).gather(1, actions[:, None])[:, 0]
+        with torch.no_grad(), arithmetic(self.device):
             best = self.rounded.scaled(next_states).argmax(1, keepdim=True)
             follows = self.target.scaled(next_states).gather(1, best)[:, 0]
             goal = rewards + recipe.discount * follows * ~terminals

@@ -1,0 +1,83 @@
+"""bfloat16 where the processor's own convolutions do not know it: the same numbers, whatever the processor."""
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sapcore import bfloat16
+from sapcore.bfloat16 import Rounded, arithmetic, autocast
+from sapcore.models import Float32Linear
+
+CPU = torch.device("cpu")
+STEP = 2**-8
+"""Half the distance between two neighbours in bfloat16, relative to them: what rounding changes."""
+OPERATIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...]]] = {
+    "conv1d": (F.conv1d, (3, 4, 9), (5, 4, 3)),
+    "conv2d": (F.conv2d, (3, 4, 9, 9), (5, 4, 3, 3)),
+    "conv3d": (F.conv3d, (2, 3, 5, 5, 5), (4, 3, 3, 3, 3)),
+    "linear": (F.linear, (6, 70), (5, 70)),
+}
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_results_and_gradients_are_those_of_rounded_operands_rounded_once(name: str, weights: torch.dtype) -> None:
+    operation, of_x, of_w = OPERATIONS[name]
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(shape, generator=generator).to(weights) for shape in (of_x, of_w, of_w[:1]))
+    exact = [t.bfloat16().double().requires_grad_() for t in (x, w, b)]
+    rounded = [t.clone().requires_grad_() for t in (x, w, b)]
+    expected = operation(*exact)
+    direction = torch.randn(expected.shape, generator=generator).bfloat16()
+    with Rounded(), torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
+        found = operation(rounded[0], rounded[1], bias=rounded[2])
+    assert found.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(found, rounded, direction)
+    pairs = zip((found, *gradients), (expected, *torch.autograd.grad(expected, exact, direction.double())), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.double(), theirs, rtol=STEP, atol=1e-5)
+    assert [g.dtype for g in gradients] == [weights] * 3
+
+
+def test_what_nobody_wants_in_bfloat16_stays_as_it_is() -> None:
+    x, w = torch.rand(2, 3, 5, 5), torch.rand(4, 3, 3, 3)
+    with Rounded():
+        assert torch.equal(F.conv2d(x, w), F.conv2d(x, w))
+        assert F.conv2d(x, w).dtype == torch.float32
+    with Rounded(), torch.autocast("cpu", torch.bfloat16):
+        assert F.conv2d(x.double(), w.double()).dtype == torch.float64
+        assert Float32Linear(5, 2)(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_convolutions_are_rounded_where_and_only_where_torchs_own_are_slow(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Tensor] = []
+
+    def noted(value: Tensor) -> Tensor:
+        calls.append(value)
+        return value
+
+    monkeypatch.setattr(bfloat16, "is_fast", lambda _: fast)
+    monkeypatch.setattr(bfloat16, "_rounded", noted)
+    x, w = torch.rand(2, 3, 5, 5), torch.rand(4, 3, 3, 3)
+    with contextlib.suppress(RuntimeError), autocast("bfloat16", CPU):
+        F.conv2d(x, w)
+    assert len(calls) == (0 if fast else 2)
+    calls.clear()
+    with contextlib.suppress(RuntimeError), arithmetic(CPU):
+        F.conv2d(x.bfloat16(), w.bfloat16())
+    assert len(calls) == (0 if fast else 2)
+    calls.clear()
+    with autocast("float32", CPU):
+        assert F.conv2d(x, w).dtype == torch.float32
+    assert not calls
+
+
+def test_a_gpu_needs_no_help() -> None:
+    assert bfloat16.is_fast("cuda")
