@@ -194,8 +194,9 @@ def verify(
     """Compute stored cells again, all or `sample` of them drawn by `seed`, and compare with the store.
 
     On the device of the stored cell, with its versions, threads and instructions, the whole result must be the same.
-    Elsewhere the accuracy must lie in the stored interval; games part ways with the first action that differs, so that their
-    interval must overlap the stored one. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
+    Elsewhere the accuracy must lie in the stored interval; games part ways with the first action that differs, so that
+    their interval must overlap the stored one. Cells of before November 2026 do not say which instructions they had:
+    they may be the same or agree. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
     """
     if sample is not None:
         check_count("sample", sample)
@@ -209,7 +210,7 @@ def verify(
             found, here = compute(cell, on), provenance.collect(on, _packages(cell))
         others = [name for name, value in before.items() if json.loads(json.dumps(found.get(name))) != value]
         alike = all(here[name] == there.get(name) for name in ("device", "threads", "versions"))
-        promised = here.get("instructions") == there.get("instructions")  # which cells of before November 2026 lack
+        promised = here.get("instructions") == there.get("instructions")
         if alike and (promised or not others):
             same = not others
             how = "the same device and versions" + (f"; not the same: {', '.join(others)}" if others else "")
