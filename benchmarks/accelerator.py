@@ -25,7 +25,7 @@ from sapcore.paths import ROOT, STATE, write_atomically
 from sapcore.rl import double_dqn
 from sapcore.training import RECIPES
 
-BENCHMARKS = ("sampling", "network", "attacks", "eot", "training", "double_dqn", "scaling")
+BENCHMARKS = ("sampling", "network", "bfloat16", "attacks", "eot", "training", "double_dqn", "scaling")
 NEW = ("data/benchmarks", "data/results", "data/checkpoints")
 
 

@@ -571,8 +571,10 @@ def benchmark_origin(row: dict[str, Any]) -> Markdown:
     """One line: which benchmark, device, number of threads, versions and commit."""
     origin = row["provenance"]
     versions = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
+    machine = f"{origin['device']}, {origin['threads']} threads"
+    machine += f", {origin['instructions']}" if "instructions" in origin else ""
     return Markdown(
-        f"*`benchmarks/{row['benchmark']}.py` on {row['dataset']}; {origin['device']}, {origin['threads']} threads; "
+        f"*`benchmarks/{row['benchmark']}.py` on {row['dataset']}; {machine}; "
         f"{versions}; commit {origin['commit']}, {origin['date']}.*"
     )
 

@@ -26,6 +26,7 @@ TINY = {
     "training": ["--rounds", "1", "--examples", "64"],
     "double_dqn": ["--rounds", "1", "--steps", "16", "--most", "10000"],
     "scaling": ["--points", "1"],
+    "bfloat16": ["--rounds", "1", "--examples", "4"],
 }
 RATIOS = {
     "sampling": "times_faster",
@@ -35,6 +36,7 @@ RATIOS = {
     "training": "times_faster",
     "double_dqn": "times_faster",
     "scaling": "lines",
+    "bfloat16": "times_faster",
 }
 
 
