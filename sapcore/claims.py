@@ -2,7 +2,7 @@
 
 "Clearly above" means that the lower end of one 95 % interval lies above the upper end of the other, "above" alone that
 the number itself is. What is clearly the other way at one place does not hold in direction elsewhere.
-A claim whose cells are not all there cannot be judged.
+A claim whose cells are not all there cannot be judged, unless nothing that they can say would change the verdict.
 """
 
 import dataclasses
@@ -773,10 +773,10 @@ def _twenty_seconds(_: Numbers) -> Verdict:
     )
 
 
-def _strongest(n: Numbers, panel: str, eps: float, among: str = "") -> pd.Series:
+def _strongest(n: Numbers, panel: str, eps: float, among: str = "", so_far: bool = False) -> pd.Series:
     """The strongest attack of the ladder and its checks whose name begins so.
 
-    Raises `Missing` unless all are computed, or one leaves 1 %.
+    Raises `Missing` unless all are computed, or one leaves 1 %, or what is computed `so_far` is asked for.
     """
     wanted = {
         (p.series, figure) for figure in ("ladder", "ladder_checks") for p in experiments.points(figure)
@@ -789,16 +789,21 @@ def _strongest(n: Numbers, panel: str, eps: float, among: str = "") -> pd.Series
         except Missing as missing:
             lacking = lacking or missing
     strongest = min(rows, key=lambda row: float(row["accuracy"]), default=None)
-    if strongest is None or (lacking and strongest["accuracy"] > 0.01):
+    if strongest is None or (lacking and strongest["accuracy"] > 0.01 and not so_far):
         raise lacking or Missing(f"{panel} at λ = {eps:g} is not computed")
     return strongest
 
 
 def _more_robust(panel: str, other: str) -> Callable[[Numbers], Verdict]:
-    """Each under its strongest attack, the first is clearly above the other at each small eps, by five points."""
+    """Each under its strongest attack, the first is clearly above the other at each small eps, by five points.
+
+    Where some of the attacks so far leave the first no more than that, those that are missing cannot make it more.
+    """
 
     def judge(n: Numbers) -> Verdict:
-        pairs = [(e, _strongest(n, panel, e), _strongest(n, other, e)) for e in SMALL]
+        pairs = [(e, _strongest(n, panel, e, so_far=True), _strongest(n, other, e)) for e in SMALL]
+        if any(_clear_by_five(a, b) for _, a, b in pairs):
+            pairs = [(e, _strongest(n, panel, e), b) for e, _, b in pairs]
         why = "; ".join(
             f"λ = {e:g}: {_shown(a)} ({a['series']}) against {_shown(b)} ({b['series']})" for e, a, b in pairs
         )

@@ -595,6 +595,21 @@ def test_more_robust_at_one_eps_holds_in_direction_and_a_missing_attack_leaves_i
     assert judged(BY_NAME["BPDA breaks SAP as published"], Numbers()).verdict == HOLDS, "nothing can be left to break"
 
 
+@pytest.mark.parametrize(("left", "verdict"), [(0.52, FAILS), (0.6, OPEN)])
+def test_more_robust_fails_for_certain_where_the_attacks_so_far_leave_no_more(
+    left: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = ladder({(OURS, "BPDA, identity"): left}, otherwise=0.7)
+    frame.loc[frame["panel"] == "dense", ["accuracy", "low", "high"]] = (0.5, 0.48, 0.52)
+    frame = frame[(frame["panel"] != OURS) | (frame["series"] != BLACK_BOX)]
+    frame.attrs = {"missing": ["one"], "settings": Settings()}
+    monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    assert judged(BY_NAME["robust"], Numbers()).verdict == verdict
+    frame = frame[(frame["panel"] != "dense") | (frame["series"] != BLACK_BOX)]
+    frame.attrs = {"missing": ["two"], "settings": Settings()}
+    assert judged(BY_NAME["robust"], Numbers()).verdict == OPEN, "the other may fall, too"
+
+
 WELL = {"SAP-100": 0.05, "ADV": 0.05, "ADV+SAP-100": 0.05}
 
 
