@@ -18,7 +18,12 @@ from torch.overrides import TorchFunctionMode
 from sapcore.errors import SapcoreError
 
 PRECISIONS = ("float32", "bfloat16")
-CONVOLUTIONS_AND_PRODUCTS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)
+CONVOLUTIONS_AND_PRODUCTS = (
+    torch.conv1d, torch.conv2d, torch.conv3d,
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+    F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm,
+)  # fmt: skip
+"""Of those that autocast takes in bfloat16; the others are right, and slow."""
 
 
 @functools.cache
