@@ -29,7 +29,9 @@ CONVOLUTIONS_AND_PRODUCTS = (
 @functools.cache
 def is_fast(device_type: str) -> bool:
     """Whether torch's own convolutions and products in bfloat16 are fast there."""
-    return device_type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device_type != "cpu":
+        return True
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Rounded(TorchFunctionMode):

@@ -195,8 +195,8 @@ def verify(
 
     On the device of the stored cell, with its versions, threads and instructions, the whole result must be the same.
     Elsewhere the accuracy must lie in the stored interval; games part ways with the first action that differs, so that
-    their interval must overlap the stored one. Cells of before November 2026 do not say which instructions they had:
-    they may be the same or agree. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
+    their interval must overlap the stored one. The oldest cells do not say which instructions they had: they may be
+    the same or agree. Raises `SapcoreError` for a sample that is no whole number of 1 or more.
     """
     if sample is not None:
         check_count("sample", sample)

@@ -103,5 +103,7 @@ def test_convolutions_are_rounded_where_and_only_where_torchs_own_are_slow(
     assert not calls
 
 
-def test_a_gpu_needs_no_help() -> None:
-    assert bfloat16.is_fast("cuda")
+def test_a_gpu_needs_no_help_and_a_torch_without_onednn_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert bfloat16.is_fast.__wrapped__("cuda")
+    assert not bfloat16.is_fast.__wrapped__("cpu")
