@@ -324,7 +324,7 @@ def test_papermill_shows_one_game(tmp_path: Path, more: dict[str, str]) -> None:
     pytest.importorskip("ale_py", reason="Atari is an extra: pip install -e '.[rl]'")
     out = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(tmp_path)]
-    chosen = [word for pair in ({"game": "Assault"} | more).items() for word in ("-p", *pair)]
+    chosen = [word for pair in ({"game": "Asterix"} | more).items() for word in ("-p", *pair)]
     done = subprocess.run(
         [*command, BOOK / "06_reinforcement_learning.ipynb", out, *chosen], capture_output=True, text=True, check=False,
         env=os.environ | ({"SAPCORE_RESULTS": str(tmp_path)} if "episodes" in more else {}),
@@ -332,7 +332,7 @@ def test_papermill_shows_one_game(tmp_path: Path, more: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     shown = "".join(str(o.get("data", "")) for c in read(out)["cells"] for o in c.get("outputs", []))
     assert f"| λ = {more['eps']}, ours " in shown
-    assert "Assault" in shown
+    assert "Asterix" in shown
     assert "Bowling" not in shown
 
 
