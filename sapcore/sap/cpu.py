@@ -45,7 +45,7 @@ S32 = u64(32)
 LANES = 16  # units that are packed at a time
 LEVELS = 6  # more than LARGEST_MAP needs
 CHUNK = 512  # counters whose random words are made at once
-TWO_32, TWO_M32 = f32(2.0**32), f32(2.0**-32)
+TWO_16, TWO_M32 = f32(2.0**16), f32(2.0**-32)
 TWO_40 = f32(2.0**WEIGHT_BITS)
 LN2 = f32(math.log(2))
 SQRT_HALF_BITS = 0x3F3504F3
@@ -74,10 +74,14 @@ def _as_float(typingctx, x):
 
 
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
+DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 LONGS = ir.VectorType(ir.IntType(64), LANES)
 BITS = ir.IntType(LANES)
 PLACES = ir.VectorType(ir.IntType(32), LANES)
 FLAGS = ir.VectorType(ir.IntType(1), LANES)
+EIGHT_FLOATS = ir.VectorType(ir.FloatType(), 8)
+EIGHT_PLACES = ir.VectorType(ir.IntType(32), 8)
+EIGHT_BYTES = ir.VectorType(ir.IntType(8), 8)
 
 
 def _pointer(context, builder, kind, array, index, vector):
@@ -103,10 +107,68 @@ def _how_many(builder, mask):
     return builder.zext(count, ir.IntType(64))
 
 
+def _has(context, feature):
+    """Whether the processor that is compiled for has these instructions, such as avx2."""
+    return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
+
+
+def _takes_eight(context):
+    """Whether 32-bit numbers are best moved between places eight at a time, as AVX2 does; AVX-512 takes LANES."""
+    return _has(context, "avx2") and not _has(context, "avx512f")
+
+
+def _half(builder, vector, which):
+    """The first eight of LANES floats, or the last."""
+    places = ir.Constant(EIGHT_PLACES, [8 * which + i for i in range(8)])
+    return builder.shuffle_vector(vector, ir.Constant(FLOATS, ir.Undefined), places)
+
+
+def _moved(builder, values, places):
+    """Eight floats, of which place i takes values[places[i]]."""
+    permute = _llvm(builder, EIGHT_FLOATS, [EIGHT_FLOATS, EIGHT_PLACES], "x86.avx2.permps")
+    return builder.call(permute, [values, places])
+
+
+def _places(builder, name, bits, row):
+    """`row(bits)`, eight places, of a table with a row for each of the 256 sets of eight bits."""
+    kind = ir.ArrayType(EIGHT_BYTES, 256)
+    table = builder.module.globals.get(name)
+    if table is None:
+        table = ir.GlobalVariable(builder.module, kind, name)
+        table.linkage, table.global_constant = "internal", True
+        table.initializer = ir.Constant(kind, [ir.Constant(EIGHT_BYTES, row(bits)) for bits in range(256)])
+    places = builder.load(builder.gep(table, [ir.IntType(64)(0), builder.zext(bits, ir.IntType(64))], inbounds=True))
+    return builder.zext(places, EIGHT_PLACES)
+
+
+def _places_of_set(bits):
+    """The places of the bits that are set, and zeros."""
+    places = [i for i in range(8) if bits >> i & 1]
+    return places + [0] * (8 - len(places))
+
+
+def _set_before(bits):
+    """For each place how many bits are set before it."""
+    return [(bits & (1 << i) - 1).bit_count() for i in range(8)]
+
+
+def _halves(builder, bits):
+    """The low and the high eight of LANES bits, and how many of the low ones are set."""
+    byte = ir.IntType(8)
+    low, high = builder.trunc(bits, byte), builder.trunc(builder.lshr(bits, BITS(8)), byte)
+    count = builder.call(_llvm(builder, byte, [byte], "ctpop.i8"), [low])
+    return low, high, builder.zext(count, ir.IntType(64))
+
+
 def _weights(context, builder, kind, magnitude, index, power):
-    """The whole numbers magnitude * power of LANES units."""
-    values = _vector(context, builder, kind, magnitude, index)
-    return builder.fptosi(builder.fmul(values, _repeated(builder, FLOATS, power)), LONGS)
+    """The whole numbers magnitude * power of LANES units; the products are below 2**52."""
+    values = builder.fmul(_vector(context, builder, kind, magnitude, index), _repeated(builder, FLOATS, power))
+    if _has(context, "avx512dq"):
+        return builder.fptosi(values, LONGS)
+    # Others convert to 64 bits one by one; added to 2**52, a whole number stands in the low bits of the sum.
+    whole = builder.call(_llvm(builder, DOUBLES, [DOUBLES], f"trunc.v{LANES}f64"), [builder.fpext(values, DOUBLES)])
+    raised = builder.fadd(whole, ir.Constant(DOUBLES, [2.0**52] * LANES))
+    return builder.and_(builder.bitcast(raised, LONGS), ir.Constant(LONGS, [2**52 - 1] * LANES))
 
 
 def _at_most(builder, values, target):
@@ -140,6 +202,13 @@ def _pack(typingctx, source, i, bits, target, n):
         source, i, bits, target, n = args
         mask = builder.bitcast(bits, FLAGS)
         values = _vector(context, builder, signature.args[0], source, i)
+        if _takes_eight(context):
+            low, high, count = _halves(builder, bits)
+            for which, part, at in ((0, low, n), (1, high, builder.add(n, count))):
+                places = _places(builder, "places_of_set", part, _places_of_set)
+                packed = _moved(builder, _half(builder, values, which), places)
+                builder.store(packed, _pointer(context, builder, signature.args[3], target, at, EIGHT_FLOATS), align=4)
+            return _how_many(builder, mask)
         compress = _llvm(builder, FLOATS, [FLOATS, mask.type, FLOATS], f"experimental.vector.compress.v{LANES}f32")
         packed = builder.call(compress, [values, mask, ir.Constant(FLOATS, ir.Undefined)])
         builder.store(packed, _pointer(context, builder, signature.args[3], target, n, FLOATS), align=4)
@@ -155,6 +224,16 @@ def _unpack(typingctx, source, n, bits, target, i):
     def codegen(context, builder, signature, args):
         source, n, bits, target, i = args
         mask = builder.bitcast(bits, FLAGS)
+        if _takes_eight(context):
+            low, high, count = _halves(builder, bits)
+            for which, part, at in ((0, low, n), (1, high, builder.add(n, count))):
+                read = builder.load(_pointer(context, builder, signature.args[0], source, at, EIGHT_FLOATS), align=4)
+                moved = _moved(builder, read, _places(builder, "set_before", part, _set_before))
+                flags = builder.bitcast(part, ir.VectorType(ir.IntType(1), 8))
+                values = builder.select(flags, moved, ir.Constant(EIGHT_FLOATS, None))
+                to = builder.add(i, ir.IntType(64)(8 * which))
+                builder.store(values, _pointer(context, builder, signature.args[3], target, to, EIGHT_FLOATS), align=4)
+            return _how_many(builder, mask)
         first = builder.gep(context.make_array(signature.args[0])(context, builder, source).data, [n])
         expand = _llvm(builder, FLOATS, [first.type, mask.type, FLOATS], f"masked.expandload.v{LANES}f32")
         values = builder.call(expand, [first, mask, ir.Constant(FLOATS, None)])
@@ -308,14 +387,23 @@ def _time_since_arrival(words, magnitude, rate, since):
 
 @njit(**FAST)
 def _count_arrivals(since, keep):
-    """Mark the units that arrived; return their number and the mean number of repeats, times 2**32."""
-    count = 0
-    excess = i64(0)
+    """Mark the units that arrived; return their number and the mean number of repeats, times 2**32.
+
+    For CHUNK units at most. Each time times 2**32 is cut off to a whole number, in three parts of 32 bits, which every
+    processor converts side by side; to 64 bits few do. All times together are below r, and so are their whole parts.
+    """
+    count, whole, middle, low = i32(0), i32(0), i32(0), i32(0)
     for i in range(len(since)):
-        keep[i] = since[i] > f32(0.0)
-        count += since[i] > f32(0.0)
-        excess += i64(since[i] * TWO_32)
-    return count, excess
+        time = since[i]
+        keep[i] = time > f32(0.0)
+        first = i32(time)
+        rest = (time - f32(first)) * TWO_16
+        second = i32(rest)
+        count = i32(count + i32(keep[i]))
+        whole = i32(whole + first)
+        middle = i32(middle + second)
+        low = i32(low + i32((rest - f32(second)) * TWO_16))
+    return count, (i64(whole) << 32) + (i64(middle) << 16) + i64(low)
 
 
 @njit(**FAST)

@@ -1,7 +1,12 @@
 """The fused kernel against its slow twin: the same units, and the same factors but for rounding."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
+import llvmlite.binding
+import numba
 import numpy as np
 import pytest
 import torch
@@ -61,6 +66,60 @@ def test_kernel_and_reference_keep_the_same_units_of_large_maps(size: int) -> No
     h = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
     expected, found = masks(h, 5, seed=3, layer=2)
     assert int((found != expected).sum()) <= 1e-5 * h.numel()
+
+
+def check_the_packing() -> None:
+    """Every set of bits of LANES packs as numpy's indexing, unpacks to what it was, and weighs what it weighs."""
+    generator = np.random.default_rng(0)
+    groups = 2**16
+    filled = np.arange(groups, dtype=np.uint16)
+    set_ = (filled[:, None] >> np.arange(cpu.LANES) & 1).astype(bool).ravel()
+    values = generator.random(groups * cpu.LANES, dtype=np.float32) ** 8
+    packed, unpacked = np.zeros(len(values) + cpu.LANES, np.float32), np.ones_like(values)
+    n = cpu._pack_words(values, filled, packed, 0)
+    assert n == set_.sum()
+    np.testing.assert_array_equal(packed[:n], values[set_])
+    cpu._unpack_scales(packed, 0, filled, unpacked)
+    np.testing.assert_array_equal(unpacked, np.where(set_, values, 0))
+    power = np.float32(2.0**cpu.WEIGHT_BITS)
+    weights = (values * power).astype(np.int64).reshape(-1, cpu.LANES)
+    drawn = generator.integers(0, weights[:500].sum(1))
+    for block in range(500):
+        assert _block_weight(values, block * cpu.LANES, power) == weights[block].sum()
+        unit = _unit_of(values, block * cpu.LANES, power, drawn[block])
+        assert unit == np.searchsorted(weights[block].cumsum(), drawn[block], side="right")
+
+
+_block_weight = numba.njit(lambda magnitude, i, power: cpu._block_weight(magnitude, i, power))
+_unit_of = numba.njit(lambda magnitude, i, power, target: cpu._unit_of(magnitude, i, power, target))
+
+
+@pytest.mark.parametrize(("processor", "features"), [("", ()), ("generic", ()), ("haswell", ("avx2", "fma", "popcnt"))])
+def test_packing_with_the_instructions_of_every_processor(processor: str, features: tuple[str, ...]) -> None:
+    """This one's, those that all have, and those of AVX2, which has no instruction for it and uses tables."""
+    lacking = [name for name in features if not llvmlite.binding.get_host_cpu_features().get(name)]
+    if lacking:
+        pytest.skip(f"this processor has no {lacking[0]}")
+    if not processor:
+        check_the_packing()
+        return
+    environment = {
+        **os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in features),
+    }  # fmt: skip
+    command = [sys.executable, "-c", "from tests.sap.test_cpu import check_the_packing as check; check()"]
+    subprocess.run(command, check=True, env=environment)
+
+
+@pytest.mark.parametrize("size", [1, 511, cpu.CHUNK])
+@pytest.mark.parametrize("largest", [0.5, 100.0, 2.0**20])
+def test_arrivals_are_counted_with_every_bit(size: int, largest: float) -> None:
+    generator = np.random.default_rng(size)
+    since = (largest * generator.random(size) ** 20 * (generator.random(size) < 0.7)).astype(np.float32)
+    keep = np.zeros(size, dtype=bool)
+    count, excess = cpu._count_arrivals(since, keep)
+    np.testing.assert_array_equal(keep, since > 0)
+    assert count == keep.sum()
+    assert excess == (since.astype(np.float64) * 2**32).astype(np.int64).sum()
 
 
 @pytest.mark.parametrize("blocks", [1, 16, 17, 256, 257, 4096, 4097, 65536])
