@@ -1,7 +1,7 @@
 """The paper's claims, and later ones about SAP: each with its rule of judgement, and a verdict computed from the store.
 
 "Clearly above" means that the lower end of one 95 % interval lies above the upper end of the other, "above" alone that
-the number itself is. What is clearly the other way at one place does not hold in direction elsewhere.
+the number itself is. A clear loss at one place counts against a claim where its rule says so.
 A claim whose cells are not all there cannot be judged, unless nothing that they can say would change the verdict.
 """
 
@@ -501,8 +501,9 @@ def _improves_calibration(n: Numbers) -> Verdict:
 def _preserves_calibration(n: Numbers) -> Verdict:
     """Where more than guessing is left, the errors with SAP are not clearly above those without it."""
     pairs = _calibration_pairs(n)
-    kept = sum(a["ece_low"] <= b["ece_high"] for _, a, b in pairs)
-    return Verdict(HOLDS if kept == len(pairs) else DIRECTION if 2 * kept > len(pairs) else FAILS, _errors_of(pairs))
+    worse = [label for label, a, b in pairs if a["ece_low"] > b["ece_high"]]
+    verdict = FAILS if 2 * len(worse) >= len(pairs) else DIRECTION if worse else HOLDS
+    return Verdict(verdict, ("clearly above: " + " and ".join(worse) + "; " if worse else "") + _errors_of(pairs))
 
 
 def _best_calibrated(n: Numbers) -> Verdict:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sapcore.claims import DIRECTION, FAILS, HOLDS, OPEN, PLACES, VERDICTS
 from sapcore.evaluation import difference
-from sapcore.experiments import READINGS
+from sapcore.experiments import EPS_UNBOUNDED, READINGS
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
 from sapcore.rl.playing import Moment, in_percent, relative_change
@@ -730,8 +730,8 @@ def ladder(frame: pd.DataFrame) -> Figure:
 
 
 def ladder_budget(frame: pd.DataFrame) -> Figure:
-    """Accuracy against what an attack costs per image, gradients or queries, one panel per eps."""
-    part = frame[(frame["eps"] > 0) & (frame["gradients"] > 0)]
+    """Accuracy against what an attack costs per image, gradients or queries, one panel per bounded eps."""
+    part = frame[(frame["eps"] > 0) & (frame["eps"] < EPS_UNBOUNDED) & (frame["gradients"] > 0)]
     names = list(part["series"].unique())
     grid = sorted(part["eps"].unique())
     figure, panels = _panels([f"λ = {e:g}" for e in grid])
@@ -765,7 +765,7 @@ def ladder_table(frame: pd.DataFrame) -> Markdown:
 
 
 def strongest_table(found: pd.DataFrame, lacking: Collection[tuple[str, float]] = ()) -> Markdown:
-    """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim.
+    """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim, and its cost.
 
     lacking: defence and eps of the attacks and checks that are not computed; there an attack is strongest *so far*.
     """
@@ -782,7 +782,24 @@ def strongest_table(found: pd.DataFrame, lacking: Collection[tuple[str, float]] 
             f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
             "accuracy of one random pass (%)": single,
             "right in all passes (%)": every,
+            "gradients or queries": f"{row['gradients']:,}",
         })  # fmt: skip
+    return Markdown(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
+
+
+def differences(found: pd.DataFrame, pairs: dict[str, str]) -> Markdown:
+    """By how many points each defence of `adaptive.strongest` is above the one that it is paired with, for each eps."""
+    grid, rows = sorted(found["eps"].unique()), []
+    for defence, other in pairs.items():
+        row = {"points [95 % interval]": f"{defence} above {other}"}
+        for e in grid:
+            ours, theirs = (
+                [tuple(r) for r in part[["accuracy", "low", "high"]].itertuples(index=False)]
+                for part in (found[(found["panel"] == name) & (found["eps"] == e)] for name in (defence, other))
+            )
+            if ours and theirs:
+                row[f"λ = {e:g}"] = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in difference(*ours, *theirs)))
+        rows.append(row)
     return Markdown(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
 
 
@@ -800,7 +817,7 @@ def verdict_lists(card: pd.DataFrame) -> HTML:
         if not rows:
             continue
         items = "".join(f"<li>{_link(row)}</li>" for row in rows)
-        parts.append(f"<p><strong>{len(rows)} {escape(_HEADS[verdict])}</strong></p><ul>{items}</ul>")
+        parts.append(f"<p><strong>{len(rows)} {escape(VERDICT_OF_MANY[verdict])}:</strong></p><ul>{items}</ul>")
     return HTML("".join(parts))
 
 
@@ -810,12 +827,13 @@ def _link(row: dict[Any, Any]) -> str:
     return f'<a href="{chapter}.html#{anchor}">{escape(row["sentence"])}</a>'
 
 
-_HEADS = {
-    HOLDS: "claims hold:",
-    DIRECTION: "hold in direction, not in size:",
-    FAILS: "do not hold:",
-    OPEN: "cannot be judged:",
+VERDICT_OF_MANY = {
+    HOLDS: "hold",
+    DIRECTION: "hold in direction",
+    FAILS: "do not hold",
+    OPEN: "cannot be judged",
 }
+"""The verdicts on several claims."""
 
 
 def scorecard(card: pd.DataFrame) -> HTML:

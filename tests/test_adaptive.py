@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from sapcore import adaptive
-from sapcore.adaptive import FAIL, OPEN, PASS
+from sapcore.adaptive import FAIL, OPEN, PASS, SO_FAR
 
 COLUMNS = (
     "panel", "series", "eps", "steps", "gradient_passes", "accuracy", "low", "high", "correct", "images", "single_pass",
@@ -67,10 +67,10 @@ LADDER: list[tuple[str, list[tuple[str, float, float]], str]] = [
     ("larger λ", [("no attack", 0, 0.6), ("PGD", 1, 0.3), ("PGD", 4, 0.5)], FAIL),
     ("larger λ", [("no attack", 0, 0.6), ("noise", 1, 0.8)], FAIL),
     ("larger λ", [], OPEN),
-    ("than one", [("FGSM", 4, 0.5), ("PGD", 4, 0.2)], PASS),
-    ("than one", [("FGSM", 4, 0.2), ("PGD", 4, 0.5)], FAIL),
-    ("than one", [("FGSM", 4, 0.2), ("PGD", 4, 0.1), ("FGSM", 8, 0.1), ("PGD", 8, 0.4)], FAIL),
-    ("than one", [("PGD", 4, 0.5)], OPEN),
+    ("many steps", [("FGSM", 4, 0.5), ("PGD", 4, 0.2)], PASS),
+    ("many steps", [("FGSM", 4, 0.2), ("PGD", 4, 0.5)], FAIL),
+    ("many steps", [("FGSM", 4, 0.2), ("PGD", 4, 0.1), ("FGSM", 8, 0.1), ("PGD", 8, 0.4)], FAIL),
+    ("many steps", [("PGD", 4, 0.5)], OPEN),
     ("random noise", [("random noise", 4, 0.6), ("PGD", 4, 0.2), ("FGSM", 4, 0.6)], PASS),
     ("random noise", [("random noise", 4, 0.6), ("PGD", 4, 0.2), ("FGSM", 4, 0.8)], FAIL),
     ("random noise", [("PGD", 4, 0.2)], OPEN),
@@ -128,9 +128,36 @@ def test_every_defence_has_every_check_with_its_numbers() -> None:
     frame = pd.concat([rows(("FGSM", 4, 0.5), ("PGD", 4, 0.2), panel=n, steps={"FGSM": 0}) for n in ("a", "b")])
     found = checks(frame, rows())
     assert found.groupby("panel").size().to_dict() == {"a": 8, "b": 8}
-    assert found[found["check"].str.contains("than one")]["why"].unique().tolist() == [
+    assert found[found["check"].str.contains("many steps")]["why"].unique().tolist() == [
         "λ = 4: 20.0 % (PGD) against 50.0 % (FGSM)"
     ]
+
+
+def test_of_many_attacks_those_that_are_weaker_are_named() -> None:
+    frame = rows(("iterative on dense", 4, 0.2), ("iterative", 4, 0.5), ("PGD", 4, 0.25), ("BPDA", 4, 0.1))
+    found = checks(frame, rows()).set_index("check")
+    (row,) = found[found.index.str.contains("black-box")].to_dict(orient="records")
+    assert row["verdict"] == PASS
+    assert row["why"] == "λ = 4: 10.0 % (BPDA) against 20.0 % (iterative on dense), clearly weaker: iterative 50.0 %"
+
+
+def test_a_check_whose_cells_are_not_all_there_passes_so_far() -> None:
+    frame = pd.concat([rows(("no attack", 0, 0.6), ("PGD", 4, 0.3), panel=panel) for panel in ("a", "b")])
+    parts = [
+        rows(("BPDA", 4, 0.5), ("BPDA", 255, 0), panel=panel, steps={"BPDA": n}) for panel in "ab" for n in (4, 40)
+    ]
+    more = pd.concat(parts)
+    frame.attrs["lacking"], more.attrs["lacking"] = {("a", 8)}, {("b", 8)}
+    found = checks(frame[frame["series"] != "FGSM"], more).set_index(["panel", "check"])["verdict"]
+    assert found["a", "A larger λ never helps the defence."] == SO_FAR
+    assert found["b", "A larger λ never helps the defence."] == PASS
+    assert found["a", "More steps never help the defence."] == PASS
+    assert found["b", "More steps never help the defence."] == SO_FAR
+    assert found["b", "With unbounded λ nothing is left."] == PASS
+    more.loc[more["steps"] == 40, ["accuracy", "low", "high"]] = [0.9, 0.85, 0.95]
+    assert (
+        checks(frame, more).set_index(["panel", "check"])["verdict"]["b", "More steps never help the defence."] == FAIL
+    )
 
 
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.3, PASS), (0.5, FAIL)])

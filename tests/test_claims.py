@@ -103,8 +103,19 @@ def test_verdicts_follow_from_the_files_they_name() -> None:
     assert like == (card["verdict"]["low dropout is like dense"] != FAILS)
 
 
+def test_the_front_page_counts_the_rules_that_changed() -> None:
+    text = (ROOT / "book" / "intro.md").read_text()
+    listed = text[text.index("Some rules were changed") :].split("\n\n")[1]
+    assert "Eight of these changes decided a verdict" in text
+    assert len(re.findall("^- ", listed, re.MULTILINE)) == 8
+
+
 def test_what_the_front_page_says_of_changed_rules_is_true_of_the_store() -> None:
     n = Numbers()
+    best = {e: max(claims.FOUR, key=lambda name: n.at("fig3", name, e)["accuracy"]) for e in (4, 8, 16, 32)}
+    assert best == {4: "ADV+SAP-100", 8: "ADV+SAP-100", 16: "ADV+SAP-100", 32: "SAP-100"}
+    assert max(n.at("fig3", name, 32)["low"] for name in claims.FOUR) < claims.GUESSING
+    assert n.at("fig3", "ADV+SAP-100", 32)["high"] > n.at("fig3", "SAP-100", 32)["low"], "in direction"
 
     def mean(k: int) -> float:
         return sum(float(n.at("fig1b", f"SAP-{k}", e)["accuracy"]) for e in SMALL)

@@ -175,7 +175,7 @@ def test_the_story_lists_each_claim_once_under_its_verdict() -> None:
     card = claims.scorecard()
     page = figures.verdict_lists(card).data
     for verdict, count in claims.counts(card).items():
-        assert (f"<strong>{count} {figures._HEADS[verdict]}" in page) == (count > 0)
+        assert (f"<strong>{count} {figures.VERDICT_OF_MANY[verdict]}:" in page) == (count > 0)
     assert page.count("<li>") == len(card)
     assert '<li><a href="01_sap.html#fig-1b">' in page
 
@@ -269,6 +269,15 @@ def test_tables_of_the_ladder() -> None:
     assert "70.0 [67.0, 72.0]" in found
     assert "| 65.0 " in found
     assert "| 35.0 " in found
+    assert found.splitlines()[0].rstrip(" |").endswith("gradients or queries")
+    left = pd.concat([part[part["series"] == "PGD"], part[part["series"] == "FGSM"].assign(panel="dense")])
+    left.loc[left["panel"] == "dense", ["accuracy", "low", "high"]] -= [0.2, 0.21, 0.18]
+    above = figures.differences(left[left["eps"] == 1], {"SAP-100": "dense", "ADV+SAP-100": "ADV"}).data.splitlines()
+    assert above[0].split("|")[2].strip() == "λ = 1"
+    # by hand, 70 [67, 72] against 50 [46, 54]: 20 - hypot(3, 4) and 20 + hypot(2, 4)
+    assert [line.split("|")[1:3] for line in above[2:]] == [
+        [" SAP-100 above dense   ", " +20.0 [+15.0, +24.5] "], [" ADV+SAP-100 above ADV ", " –                    "],
+    ]  # fmt: skip
     checks = pd.DataFrame([{"panel": "SAP-100", "check": "A check.", "verdict": "fail", "why": "1 of 2"}])
     assert "| SAP-100   | A check. | fail      | 1 of 2" in figures.checks_table(checks).data
 
