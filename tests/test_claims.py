@@ -103,6 +103,86 @@ def test_verdicts_follow_from_the_files_they_name() -> None:
     assert like == (card["verdict"]["low dropout is like dense"] != FAILS)
 
 
+# Which networks by their training, which defences (or how many of a kind), which attacks and which eps.
+READ = {
+    "keeps accuracy": "dense; dense, SAP-100; none; 0",
+    "converges to dense": "dense; dense, 6 sap; fgsm, none; 0 1 2 4 8 16 32 64",
+    "few samples cost accuracy": "dense; 6 sap; none; 0",
+    "few samples help under attack": "dense; dense, 4 sap; fgsm; 1 2 4",
+    "SAP-100 is best": "dense; 6 sap; fgsm, none; 0 1 2 4",
+    "dense degrades": "dense; dense; fgsm, none; 0 1 2",
+    "large noise": "dense; dense, 6 sap; noise, none; 0 1 2 4 8 16 32 64",
+    "SAP-100 clean": "dense; SAP-100; none; 0",
+    "SAP-100 at 4": "dense; SAP-100; fgsm; 4",
+    "gain at 1": "dense; dense, SAP-100; fgsm; 1",
+    "gain at 2 and 4": "dense; dense, SAP-100; fgsm; 2 4",
+    "loss at 0": "dense; dense, SAP-100; none; 0",
+    "loss at 16": "dense; dense, SAP-100; fgsm; 16",
+    "dropout helps little": "dense; dense, 6 dropout; fgsm; 1 2 4",
+    "SAP costs less than dropout": "dense; dense, 6 dropout, SAP-100; none; 0",
+    "low dropout is like dense": "dense; dense, dropout-0.01; fgsm, none; 0 1 2 4 8 16",
+    "dropout, on": "dense, dropout-0, dropout-0.05, dropout-0.1, dropout-0.25; dense, 3 dropout; fgsm, none; "
+    "0 1 2 4 8 16 32 64",
+    "dropout, off": "dense, dropout-0, dropout-0.05, dropout-0.1, dropout-0.25; dense; fgsm, none; 0 1 2 4 8 16 32 64",
+    "ADV clean": "adv; dense; none; 0",
+    "ADV and ADV+SAP-100 alike": "adv; dense, SAP-100; fgsm; 1 2",
+    "SAP adds to ADV": "adv; dense, SAP-100; fgsm; 4 8 16 32 64",
+    "SAP-100 for smaller λ": "adv, dense; dense, SAP-100; fgsm; 1 2",
+    "best for larger λ": "adv, dense; dense, SAP-100; fgsm; 4 8 16 32",
+    "dense is not calibrated": "adv, dense; dense, SAP-100; fgsm, none; 0 1 2 4 8 16 32",
+    "the others are calibrated": "adv, dense; dense, SAP-100; fgsm, none; 0 1 2 4 8 16 32",
+    "SAP improves calibration": "adv, dense; dense, SAP-100; fgsm, none; 0 1 2 4 8 16 32",
+    "SAP preserves calibration": "adv, dense; dense, SAP-100; fgsm, none; 0 1 2 4 8 16 32",
+    "ADV+SAP-100 is best calibrated": "adv, dense; dense, SAP-100; fgsm, none; 0 1 2 4 8 16 32",
+    "no baseline matches": "dense; 4 rna, 4 rnw, 5 rsa, 4 rsw, SAP-100, 4 swp; fgsm; 1 2 4",
+    "baselines are below dense": "dense; dense, 4 rna, 4 rnw, 5 rsa, 4 rsw; fgsm, none; 0 1 2 4",
+    "no robustness by other noise": "dense; dense, 4 rna, 4 rnw, 5 rsa, 4 rsw, 4 swp; fgsm; 1 2 4",
+    "other noise is like dense": "dense; dense, RNW-0.02, RSA-0.05, RSW-0.2, SWP-400; fgsm, none; 0 1 2 4",
+    "noise on weights costs": "dense; 4 rnw; fgsm; 1 2 4",
+    "pruned weights": "dense; dense, 6 dwp; fgsm, none; 0 1 2 4",
+    "weights pruned at random": "dense; 4 swp; fgsm; 1 2 4",
+    "noisy activations drop": "dense; 4 rna; fgsm, none; 0 1",
+    "dense's examples hurt SAP": "dense; SAP-100; fgsm on dense, none; 0 1 2 4",
+    "more passes hurt more": "dense; SAP-100; fgsm; 1 2 4",
+    "above dense at 1,000 passes": "dense; dense, SAP-100; fgsm; 1 2",
+    "the iterative attack is stronger": "dense; dense; fgsm, iterative; 1 2 4",
+    "SAP-100 holds out": "dense; dense, SAP-100; iterative; 1 2 4",
+    "robust": "dense; dense, SAP-100; "
+    "autoattack, fgsm, fgsm on dense, iterative, iterative on dense, noise, square; 1 2 4",
+    "robust with ADV": "adv; dense, SAP-100; "
+    "autoattack, fgsm, fgsm on dense, iterative, iterative on dense, noise, square; 1 2 4",
+    "dense's iterates hurt more": "dense; SAP-100; iterative, iterative on dense; 1 2 4",
+    "broken at 0.031": "dense; Bernoulli-SAP-200; iterative; 7.905",
+    "that attack, SAP as published": "dense; Bernoulli-SAP-200, SAP-100; iterative, none; 0 7.905",
+    "BPDA breaks SAP as published": "dense; SAP-100; iterative; 7.905",
+}
+
+
+def test_every_verdict_rests_on_the_cells_that_its_rule_is_about() -> None:
+    """Those of another network, defence, attack or eps would give a verdict, too, and a wrong one."""
+    cells = {
+        f"{cell.path.parent.name}/{cell.path.name}": cell
+        for figure in FIGURES for cell in experiments.cells(figure) if cell.computable
+    }  # fmt: skip
+
+    def read(names: Sequence[str]) -> str:
+        asked, kinds = [cells[name] for name in names], dict[str, set[str]]()
+        for cell in asked:
+            kinds.setdefault(cell.defence.kind, set()).add(cell.defence.label)
+        networks = {cell.checkpoint.removeprefix("resnet20-cifar10").removeprefix("-") or "dense" for cell in asked}
+        attacks = {
+            cell.attack.kind + " on dense" * (cell.defence.noisy and cell.attack.source == Defence()) for cell in asked
+        }
+        levels = [f"{len(of)} {kind}" if len(of) > 1 else of.copy().pop() for kind, of in sorted(kinds.items())]
+        eps = " ".join(f"{e:g}" for e in sorted({cell.attack.eps for cell in asked}))
+        return "; ".join([", ".join(sorted(networks)), ", ".join(levels), ", ".join(sorted(attacks)), eps])
+
+    judged = [row for row in claims.scorecard().to_dict(orient="records") if row["verdict"] != OPEN]
+    assert {row["name"] for row in judged} >= READ.keys()
+    assert {row["name"]: read(row["cells"]) for row in judged if row["name"] in READ} == READ
+    assert {row["figure"] for row in judged if row["name"] not in READ} <= {"table1", "ladder"}, "waited for cells"
+
+
 def test_the_front_page_counts_the_rules_that_changed() -> None:
     text = (ROOT / "book" / "intro.md").read_text()
     listed = text[text.index("Some rules were changed") :].split("\n\n")[1]
