@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -79,8 +80,23 @@ def run(
 
 
 def _work(cell: Cell) -> int:
-    """Passes of one image, or of one observation in an episode of a thousand, through the network: for the bar."""
-    return (1000 if cell.plays else 1) * cell.examples * (cell.passes + cell.attack.gradients)
+    """Passes of all images, or of all observations of all episodes, through the network: for the bar."""
+    passes = cell.passes + cell.attack.gradients
+    if not cell.plays:
+        return cell.examples * passes
+    source = cell.attack.source
+    labels = 0 if source is None else cell.passes if source.noisy else 1  # to know what the source would do
+    return round(_steps_per_episode(cell.path.parent) * cell.examples * (passes + labels))
+
+
+def _steps_per_episode(game: Path) -> float:
+    """The mean over a game's stored cells; 1,000 where there is none."""
+    steps = episodes = 0
+    for path in game.glob("*.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged cell is for others to report
+            result = json.loads(path.read_text())["result"]
+            steps, episodes = steps + result["steps"], episodes + len(result["returns"])
+    return steps / episodes if episodes else 1000.0
 
 
 def _here(todo: list[Cell], device: torch.device, bar: Any, also: tuple[str, ...]) -> Outcomes:

@@ -105,6 +105,20 @@ def test_the_bar_moves_within_a_cell(store: Path, monkeypatch: pytest.MonkeyPatc
     assert max(Bar.moves) <= evaluation.BATCH_SIZE
 
 
+def test_the_bar_of_a_game_counts_every_pass_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for the label, the gradient and the action, in episodes as long as the stored ones."""
+    monkeypatch.setenv("SAPCORE_RESULTS", str(tmp_path))
+    given = points("table1", settings(game="Bowling", eps=2))
+    work = {p.series: runner._work(p.cell) for p in given}
+    assert work == {"random": 30_000, "dense": 30_000 * 3, "SAP-100": 15_000 * 160, "SAP-100 vs dense": 15_000 * 32}
+    folder = given[0].cell.path.parent
+    folder.mkdir(parents=True)
+    for i, result in enumerate(({"steps": 40, "returns": [1.0, 2.0]}, {"steps": 110, "returns": [3.0]})):
+        (folder / f"{i}.json").write_text(json.dumps({"result": result}))
+    (folder / "half.json").write_text("{")
+    assert runner._work(next(p.cell for p in given if p.series == "dense")) == 30 * 50 * 3
+
+
 def test_a_run_that_is_stopped_keeps_its_cells_and_goes_on(
     store: Path, computed: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:

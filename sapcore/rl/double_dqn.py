@@ -44,7 +44,7 @@ class Recipe:
     games: int = 16
     """Played at once."""
     minibatch: int = 64
-    """Not larger: the gradient is a sum, and so a step along it."""
+    """Not larger: the gradient is a sum, so that a larger minibatch takes larger steps."""
     samples_per_step: int = 8
     """Transitions learnt from per step played, as with minibatches of 32 after every fourth step."""
     replay: int = 1_000_000

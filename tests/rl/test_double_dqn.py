@@ -179,23 +179,28 @@ def test_rewards_are_clipped_and_the_loss_of_a_life_ends_what_is_to_be_expected(
     recipe = dataclasses.replace(TINY, game="Assault", steps=6000, replay=6000, learning_starts=5999)
     run = _Run("tiny", recipe, CPU, folder)
     lives, over = [run.lives.copy()], list[Any]()
-    step = run.env.step
+    step, scores, returns = run.env.step, np.zeros(recipe.games), list[float]()
 
     def watched(actions: Any) -> Any:
         after = step(actions)
         over.append(after[2].copy())
+        scores[:] += after[1]
+        ends = after[2] | after[3]
+        returns.extend(scores[ends])
+        scores[ends] = 0
         return after
 
     monkeypatch.setattr(run.env, "step", watched)
-    gained: list[float] = []
     while run.step < recipe.steps:
         run.advance()
         lives.append(run.lives.copy())
-    gained += run.finished
-    gained += [row["mean_return"] for row in run.history if row["mean_return"]]
     rewards = run.replay.rewards[: run.replay.written]
     assert set(np.unique(rewards)) <= {-1, 0, 1}
-    assert max(gained, default=0) > 3, "returns are the game's own"
+    rows = [row for row in run.history if row["episodes"]]
+    assert sum(row["episodes"] for row in rows) == len(returns) > recipe.games, "some games have ended twice"
+    total = sum(row["mean_return"] * row["episodes"] for row in rows)
+    assert total == pytest.approx(sum(returns), abs=0.01 * len(returns)), "the game's own"
+    assert max(returns) > 3
     lost = np.diff(np.array(lives), axis=0) < 0
     terminals, usable = run.replay.terminals[: len(lost)], run.replay.usable[: len(lost)]
     assert (terminals[usable] == (lost | np.array(over))[usable]).all()
@@ -233,6 +238,8 @@ double_dqn.train("tiny", recipe, "cpu", Path({str(tmp_path)!r}), progress=False)
     run = _Run("tiny", killed, CPU, folder)
     assert run.step >= 200
     assert len(run.replay) == min(run.step, 400)
+    newer = 2 * double_dqn.SAVED // killed.games  # slots that may have been written after the save, over the oldest
+    assert run.replay.oldest == max(0, run.replay.written + newer - run.replay.length + run.replay.stack) > 0
     assert run.replay.frames.any()
     assert [row["step"] for row in run.history] == list(range(100, run.step + 1, 100))
     assert all(t.any() for t in run.optimizer.state().values())
