@@ -21,6 +21,7 @@ from torch import Tensor
 from sapcore.claims import DIRECTION, FAILS, HOLDS, OPEN, PLACES, VERDICTS
 from sapcore.evaluation import difference
 from sapcore.experiments import EPS_UNBOUNDED, READINGS
+from sapcore.provenance import machine
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
 from sapcore.rl.playing import Moment, in_percent, relative_change
@@ -498,7 +499,7 @@ def film(plays: dict[str, list[Moment]], path: Path, scale: int = 2, millisecond
 
 def benchmark_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The tables of one benchmark's rows, one after the other, with the device of each as a column."""
-    parts = [pd.DataFrame(row["table"]).assign(device=row["provenance"]["device"]) for row in rows]
+    parts = [pd.DataFrame(row["table"]).assign(device=machine(row["provenance"])) for row in rows]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -571,10 +572,8 @@ def benchmark_origin(row: dict[str, Any]) -> Markdown:
     """One line: which benchmark, device, number of threads, versions and commit."""
     origin = row["provenance"]
     versions = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
-    machine = f"{origin['device']}, {origin['threads']} threads"
-    machine += f", {origin['instructions']}" if "instructions" in origin else ""
     return Markdown(
-        f"*`benchmarks/{row['benchmark']}.py` on {row['dataset']}; {machine}; "
+        f"*`benchmarks/{row['benchmark']}.py` on {row['dataset']}; {machine(origin)}, {origin['threads']} threads; "
         f"{versions}; commit {origin['commit']}, {origin['date']}.*"
     )
 

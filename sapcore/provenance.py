@@ -7,6 +7,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +49,11 @@ def collect(on: torch.device, packages: tuple[str, ...] = ()) -> dict[str, objec
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def machine(origin: dict[str, Any]) -> str:
+    """The device that `collect` found and, where it says so, its instructions."""
+    return ", ".join(str(origin[name]) for name in ("device", "instructions") if name in origin)
 
 
 def device_name(on: torch.device) -> str:

@@ -132,6 +132,12 @@ class Begun:
         return Begun(self.model, tuple(part.repeat(times, *[1] * (part.dim() - 1)) for part in self.parts))
 
 
+def check_plain(model: nn.Module) -> None:
+    """Raises `SapcoreError` for a network that is noisy already."""
+    if any(isinstance(module, NoisyModel) for module in model.modules()):
+        raise SapcoreError("the network is noisy already, and only one kind of noise goes into a network")
+
+
 class NoisyModel(nn.Module):
     """A network with noise inside, whose every output is a function of (input, seed, ids, passes).
 
@@ -141,8 +147,7 @@ class NoisyModel(nn.Module):
 
     def __init__(self, model: nn.Module, noise: Noise, description: dict[str, object]) -> None:
         super().__init__()
-        if any(isinstance(module, NoisyModel) for module in model.modules()):
-            raise SapcoreError("the network is noisy already, and only one kind of noise goes into a network")
+        check_plain(model)
         self.model, self.noise, self.description = model, noise, description
         self.training = model.training
         self.plain: tuple[nn.Module, ...] = ()  # the network without noise, if it is known; not a part of this one

@@ -262,7 +262,10 @@ def state(cell: Cell, also: tuple[str, ...] = ()) -> tuple[str, str]:
 
 
 def benchmarks(name: str, dataset: str = "cifar10") -> list[dict[str, Any]]:
-    """The newest row of a benchmark on this data set for each device, as `benchmarks/NAME.py` appended it."""
+    """The newest row of a benchmark on this data set for each device, as `benchmarks/NAME.py` appended it.
+
+    Processors of one name with other instructions are other devices; the oldest rows do not say which they had.
+    """
     path = ROOT / "data" / "benchmarks" / f"{name}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [row for row in map(json.loads, lines) if row["dataset"] == dataset]
@@ -271,4 +274,4 @@ def benchmarks(name: str, dataset: str = "cifar10") -> list[dict[str, Any]]:
             f"data/benchmarks/{path.name} has no row of {dataset}; "
             f"`python benchmarks/{name}.py --dataset {dataset}` measures one"
         )
-    return list({row["provenance"]["device"]: row for row in rows}.values())
+    return list({(row["provenance"]["device"], row["provenance"].get("instructions")): row for row in rows}.values())

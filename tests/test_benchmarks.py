@@ -73,6 +73,9 @@ def test_one_row_per_device_is_read_the_newest(tmp_path: Path, monkeypatch: pyte
     rows = [{"number": i, "dataset": d, "provenance": {"device": device}} for i, (d, device) in enumerate(measured)]
     (folder / "sampling.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [row["number"] for row in results.benchmarks("sampling")] == [2, 1]
+    rows += [{"number": i, "dataset": "cifar10", "provenance": {"device": "a", "instructions": "AVX2"}} for i in (4, 5)]
+    (folder / "sampling.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["number"] for row in results.benchmarks("sampling")] == [2, 1, 5], "one name, other instructions"
     assert [row["number"] for row in results.benchmarks("sampling", "digits")] == [3]
 
 

@@ -102,6 +102,8 @@ def test_a_network_whose_numbers_would_mean_something_else_is_refused(
 def test_noise_goes_in_once() -> None:
     with pytest.raises(SapcoreError, match=r"^the network is noisy already, and only one kind of noise goes into"):
         with_rsw(with_sap(rectified()), 0.1)
+    with pytest.raises(SapcoreError, match=r"^the network is noisy already, and only one kind of noise goes into"):
+        with_sap(with_sap(rectified()))
 
 
 @pytest.mark.parametrize(("name", "value"), [("ids", torch.tensor([0.1, 0.2])), ("passes", 0.5)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError
-from sapcore.randomness import Noise, NoisyModel, per_example
+from sapcore.randomness import Noise, NoisyModel, check_plain, per_example
 from sapcore.sap import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
@@ -333,6 +333,7 @@ def put_after(model: nn.Module, kinds: tuple[type[nn.Module], ...], layer: Calla
             return layer(True)
         return nn.Sequential(module, layer(False))
 
+    check_plain(model)
     return replace_modules(model, kinds, followed)
 
 
