@@ -94,7 +94,7 @@ def per_example(n: int, ids: Tensor | None, passes: Tensor | int) -> tuple[Tenso
         raise SapcoreError(f"ids has shape {tuple(ids.shape)}, but must be ({n},), one per example")
     if passes.shape not in ((), (n,)):
         raise SapcoreError(f"passes has shape {tuple(passes.shape)}, but must be one number or ({n},), one per example")
-    return ids, passes.expand(n)
+    return ids.long(), passes.long().expand(n)
 
 
 class Noise:
@@ -164,7 +164,10 @@ class NoisyModel(nn.Module):
         split_seed(seed)
         device = x.parts[0].device if isinstance(x, Begun) else x.device
         self._draw_for(seed, *(t.to(device) for t in per_example(len(x), ids, passes)))
-        out: Tensor = x.model(*x.parts) if isinstance(x, Begun) else self.model(x)
+        try:
+            out: Tensor = x.model(*x.parts) if isinstance(x, Begun) else self.model(x)
+        finally:  # so that no layer that is called again, by activation checkpointing say, draws other numbers unseen
+            self.noise.ids = self.noise.passes = None
         if not self.noise.layer:
             raise SapcoreError("the network's forward reaches none of its noisy layers, so that nothing is random")
         return out

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from sapcore import attacks, evaluation, randomness, sap
+from sapcore import attacks, evaluation, randomness, sap, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel
 from sapcore.sap import cpu
@@ -164,11 +165,44 @@ def test_layers_are_counted_anew_in_each_forward_pass() -> None:
 def test_a_noisy_model_names_its_examples_by_default() -> None:
     shared = randomness.Noise()
     model = NoisyModel(nn.Identity(), shared, {})
-    model.model.register_forward_hook(lambda *_: shared.next_layer() and None)
+    drawn: list[tuple[int, list[int], list[int]]] = []
+
+    def layer(*_: object) -> None:
+        shared.next_layer()
+        assert shared.ids is not None
+        assert shared.passes is not None
+        drawn.append((shared.seed, shared.ids.tolist(), shared.passes.tolist()))
+
+    model.model.register_forward_hook(layer)
     model(torch.ones(3, 1), seed=4, passes=9)
-    assert shared.ids is not None
-    assert shared.passes is not None
-    assert (shared.seed, shared.ids.tolist(), shared.passes.tolist()) == (4, [0, 1, 2], [9, 9, 9])
+    assert drawn == [(4, [0, 1, 2], [9, 9, 9])]
+
+
+def test_a_layer_that_is_called_after_its_pass_is_refused() -> None:
+    """By activation checkpointing, which would draw other noise in the backward pass than in the forward one."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False)
+
+    noisy = with_sap(nn.Sequential(Checkpointed(), nn.Linear(8, 2)).eval())
+    out = noisy(torch.ones(3, 4, requires_grad=True))
+    with pytest.raises(SapcoreError, match="needs its network's random numbers"):
+        out.sum().backward()
+    with pytest.raises(SapcoreError, match="needs its network's random numbers"):
+        noisy.model(torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_whole_numbers_of_every_type_name_the_same_noise(dtype: torch.dtype, backend: str) -> None:
+    h, names = torch.rand(3, 50, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    expected = sap(h, ids=names, passes=names, seed=1, backend=backend)
+    assert torch.equal(sap(h, ids=names.to(dtype), passes=names.to(dtype), seed=1, backend=backend), expected)
 
 
 def test_a_noisy_model_refuses_ids_of_another_length() -> None:

@@ -47,8 +47,10 @@ def sap(
     `backend`: "reference" (plain torch), "cpu" or "gpu" (fused kernels), or "auto", which takes the kernel if
     there is one for h. All keep the same units, but for ties in rounding.
     Raises `SapcoreError` for nan or inf (the gpu kernel returns nan instead, so as not to wait for the device),
-    for percent <= 0, and for maps of more than 2**22 units.
+    for percent <= 0, for a layer that is no whole number from 0 to 65,535, and for maps of more than 2**22 units.
     """
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < 2**16:
+        raise SapcoreError(f"layer is {layer!r}, but must be a whole number from 0 to 65535")
     ids, passes = (t.to(h.device) for t in per_example(len(h) if h.dim() else 0, ids, passes))
     out, mask = _sap(h, percent, seed, ids, passes, layer, False, return_mask, backend)
     return (out, mask) if return_mask else out

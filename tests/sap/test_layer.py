@@ -144,6 +144,13 @@ def test_nan_and_inf_are_refused(backend: str, dtype: torch.dtype, value: float,
         sap(h, backend=backend)
 
 
+@pytest.mark.parametrize("layer", [-1, 2**16, 0.5, True])
+def test_a_layer_without_a_number_of_its_own_is_refused(layer: object) -> None:
+    """One below 0 would draw the same numbers in every attempt, for ever."""
+    with pytest.raises(SapcoreError, match=r"^layer is .*, but must be a whole number from 0 to 65535$"):
+        sap(torch.ones(1, 3), layer=layer)  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("percent", [0, -5, float("nan"), float("inf"), "100", None, True])
 def test_a_senseless_percentage_is_refused(percent: object) -> None:
     for refuse in (
