@@ -764,8 +764,9 @@ def ladder_table(frame: pd.DataFrame) -> Markdown:
 
 
 def strongest_table(found: pd.DataFrame, lacking: Collection[tuple[str, float]] = ()) -> Markdown:
-    """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim, and its cost.
+    """`adaptive.strongest`: the number that counts, beside what two other ways of counting would claim.
 
+    Cost is gradients or queries for one image.
     lacking: defence and eps of the attacks and checks that are not computed; there an attack is strongest *so far*.
     """
     rows, order = [], list(dict.fromkeys(found["panel"]))
@@ -781,7 +782,7 @@ def strongest_table(found: pd.DataFrame, lacking: Collection[tuple[str, float]] 
             f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
             "accuracy of one random pass (%)": single,
             "right in all passes (%)": every,
-            "gradients or queries": f"{row['gradients']:,}",
+            "cost": f"{row['gradients']:,}",
         })  # fmt: skip
     return Markdown(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sapcore import sap
 from sapcore.errors import SapcoreError
 from sapcore.sap import cpu
-from sapcore.sap.reference import LARGEST_MAP
+from sapcore.sap.reference import LARGEST_MAP, WEIGHT_BITS
 from tests.sap.laws import percent_for
 
 MAPS: dict[str, Callable[[torch.Generator, int], Tensor]] = {
@@ -81,7 +81,7 @@ def check_the_packing() -> None:
     np.testing.assert_array_equal(packed[:n], values[set_])
     cpu._unpack_scales(packed, 0, filled, unpacked)
     np.testing.assert_array_equal(unpacked, np.where(set_, values, 0))
-    power = np.float32(2.0**cpu.WEIGHT_BITS)
+    power = np.float32(2.0**WEIGHT_BITS)
     weights = (values * power).astype(np.int64).reshape(-1, cpu.LANES)
     drawn = generator.integers(0, weights[:500].sum(1))
     for block in range(500):
