@@ -11,6 +11,7 @@ from typing import Any
 
 from sapcore.errors import SapcoreError
 from sapcore.paths import ROOT, results_root, write_atomically
+from sapcore.provenance import machine
 from sapcore.rl.environments import GAMES, Rules
 
 VERSION = 1
@@ -274,4 +275,4 @@ def benchmarks(name: str, dataset: str = "cifar10") -> list[dict[str, Any]]:
             f"data/benchmarks/{path.name} has no row of {dataset}; "
             f"`python benchmarks/{name}.py --dataset {dataset}` measures one"
         )
-    return list({(row["provenance"]["device"], row["provenance"].get("instructions")): row for row in rows}.values())
+    return list({machine(row["provenance"]): row for row in rows}.values())

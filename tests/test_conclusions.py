@@ -43,9 +43,12 @@ def accuracy(*place: object, **named: object) -> float:
     return float(row(*place, **named)["accuracy"])  # type: ignore[arg-type]
 
 
-def bounds(*place: object, **named: object) -> tuple[float, float, float]:
-    found = row(*place, **named)  # type: ignore[arg-type]
+def of(found: pd.Series) -> tuple[float, float, float]:
     return float(found["accuracy"]), float(found["low"]), float(found["high"])
+
+
+def bounds(*place: object, **named: object) -> tuple[float, float, float]:
+    return of(row(*place, **named))  # type: ignore[arg-type]
 
 
 def clearly_above(a: pd.Series, b: pd.Series) -> bool:
@@ -243,10 +246,6 @@ def the_gain_through_the_scale_is_less_and_then_a_loss() -> None:
         )
         assert through < constant
         assert low > 0 if e <= 4 else high < 0
-
-
-def of(found: pd.Series) -> tuple[float, float, float]:
-    return float(found["accuracy"]), float(found["low"]), float(found["high"])
 
 
 def strongest(panel: str, eps: float) -> pd.Series:

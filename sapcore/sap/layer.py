@@ -314,7 +314,7 @@ def with_sap(
     one `SAP(rectify=True)`; a ReLU with hooks, or in place, stays before a SAP of its own. Only modules count:
     a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first. `backward` is for adversaries,
     see `SAP`: the outputs are the same, their gradients are not.
-    Raises `SapcoreError` if the network has no module of the types `after`.
+    Raises `SapcoreError` if the network has no module of the types `after`, or is noisy already.
     """
     noise = Noise()
     kinds = after if isinstance(after, tuple) else (after,)
