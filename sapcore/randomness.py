@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import math
 import operator
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -97,8 +98,11 @@ def per_example(n: int, ids: Tensor | None, passes: Tensor | int) -> tuple[Tenso
     return ids.long(), passes.long().expand(n)
 
 
-class Noise:
-    """Which random numbers the layers of a network draw now: shared by them, set by `NoisyModel.forward`."""
+class Noise(threading.local):
+    """Which random numbers the layers of a network draw now: shared by them, set by `NoisyModel.forward`.
+
+    Each thread has its own, so that several may call one network at a time.
+    """
 
     def __init__(self) -> None:
         self.seed = 0
@@ -110,6 +114,9 @@ class Noise:
         """The place of the calling layer in this forward pass; a module that is used twice gets two."""
         self.layer += 1
         return self.layer - 1
+
+    def __reduce__(self) -> tuple[type["Noise"], tuple[()]]:
+        return Noise, ()  # a copy of a network begins between two passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +185,8 @@ class NoisyModel(nn.Module):
     def begin(self, x: Tensor) -> Begun:
         """Compute of x what all passes have in common, the part before the first noisy layer.
 
-        Nothing, where torch.fx cannot follow the network.
+        Nothing, where torch.fx cannot follow the network. What goes on from there has a gradient by x, and none by the
+        weights of a BatchNorm that is one step with its SAP.
         """
         if not len(x):
             return Begun(self.model, (x,))

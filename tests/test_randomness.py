@@ -1,5 +1,11 @@
 """The random numbers are Philox's, and depend on what they are for and on nothing else."""
 
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -8,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from sapcore import attacks, evaluation, randomness, sap, with_sap
+from sapcore import SAP, attacks, evaluation, randomness, sap, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel
 from sapcore.sap import cpu
@@ -195,6 +201,32 @@ def test_a_layer_that_is_called_after_its_pass_is_refused() -> None:
         out.sum().backward()
     with pytest.raises(SapcoreError, match="needs its network's random numbers"):
         noisy.model(torch.ones(3, 4))
+
+
+def test_threads_that_call_one_network_at_a_time_get_each_its_own_noise() -> None:
+    noisy = with_sap(nn.Sequential(nn.Linear(4, 50), nn.ReLU()).eval())
+    x, passes = torch.ones(3, 4), (1, 2)
+    expected = [noisy(x, passes=number) for number in passes]
+    assert not torch.equal(*expected)
+    both = threading.Barrier(2, timeout=60)
+
+    def meet(*_: object) -> None:
+        both.wait()
+
+    noisy.get_submodule("model.0").register_forward_hook(meet)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda number: noisy(x, passes=number), passes))
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda noisy: pickle.loads(pickle.dumps(noisy))])
+def test_a_copied_network_draws_the_same_noise_and_shares_none(copied: Callable[[NoisyModel], NoisyModel]) -> None:
+    noisy = with_sap(nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU()).eval())
+    other, x = copied(noisy), torch.ones(3, 4)
+    noises = {id(module.noise) for module in other.modules() if isinstance(module, SAP | NoisyModel)}
+    assert len(noises) == 1
+    assert id(noisy.noise) not in noises
+    assert torch.equal(other(x, seed=3, passes=2), noisy(x, seed=3, passes=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])

@@ -324,14 +324,34 @@ def test_the_gradient_through_batch_norm_relu_and_sap_is_that_of_one_after_the_o
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
 
-def test_statistics_that_change_are_seen() -> None:
+def in_place(mean: Tensor) -> None:
+    with torch.no_grad():
+        mean.add_(0.2)
+
+
+def behind_autograd(mean: Tensor) -> None:
+    mean.data.add_(0.2)
+
+
+def by_another_tensor(mean: Tensor) -> None:
+    mean.data = mean + 0.2
+
+
+@pytest.mark.parametrize("change", [in_place, behind_autograd, by_another_tensor])
+def test_statistics_that_change_are_seen(change: Callable[[Tensor], None]) -> None:
     model = normalized().eval()
     noisy = with_sap(model, 100)
     before = noisy(noisy.begin(IMAGES))
-    with torch.no_grad():
-        noisy.get_buffer("model.3.running_mean").add_(0.2)
+    change(noisy.get_buffer("model.3.running_mean"))
     assert torch.equal(noisy(noisy.begin(IMAGES)), noisy(IMAGES))
     assert not torch.equal(noisy(IMAGES), before)
+
+
+@torch.inference_mode()
+def test_a_network_made_in_inference_mode_goes_on_from_its_beginning() -> None:
+    noisy = with_sap(normalized().eval(), 100)
+    assert "NormalizedSAP" in steps(noisy, IMAGES)
+    assert torch.equal(noisy(noisy.begin(IMAGES)), noisy(IMAGES))
 
 
 def test_a_batch_norm_that_is_watched_or_used_twice_keeps_its_place() -> None:

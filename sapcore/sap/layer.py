@@ -274,7 +274,7 @@ class NormalizedSAP(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d, sap: SAP) -> None:
         super().__init__()
         self.norm, self.sap = norm, sap
-        self._affine: tuple[object, Any] = (None, None)
+        self._affine: tuple[list[Tensor], Any] = [], None
 
     def forward(self, h: Tensor) -> Tensor:
         affine = self._current_affine() if _cpu_takes(h) and self.sap.backend in ("auto", "cpu") else None
@@ -290,15 +290,16 @@ class NormalizedSAP(nn.Module):
         norm = self.norm
         if norm.running_mean is None or norm.running_var is None:
             return None
-        version = [(id(t), t._version) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-                   if t is not None]  # fmt: skip
-        if self._affine[0] != version:
+        given = [t.detach() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None]
+        seen, affine = self._affine
+        if len(seen) != len(given) or not all(map(torch.equal, seen, given)):  # sooner than to make them, and sure
             scale = (norm.running_var.float() + norm.eps).rsqrt()
             scale = scale if norm.weight is None else scale * norm.weight.float()
             shift = -norm.running_mean.double() * scale.double()  # rounded once, as torch does
             shift = shift if norm.bias is None else shift + norm.bias.double()
-            self._affine = version, cpu.affine_of(scale, shift.float())
-        return self._affine[1]
+            affine = cpu.affine_of(scale, shift.float())
+            self._affine = [t.clone() for t in given], affine
+        return affine
 
 
 def with_sap(
