@@ -41,7 +41,9 @@ def card(name: str) -> dict[str, Any]:
     path = CHECKPOINTS / f"{name}.json"
     if not path.exists():
         at_hand = ", ".join(names()) or "none"
-        raise CheckpointError(f"no checkpoint is named {name!r}; at hand: {at_hand}; `sapcore train {name}` trains one")
+        raise CheckpointError(
+            f"no checkpoint is named {name!r}; at hand: {at_hand}; `sapcore train --help` names what can be trained"
+        )
     try:
         content = json.loads(path.read_text())
     except ValueError:
@@ -63,8 +65,14 @@ def load(name: str) -> nn.Module:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != about["sha256"]:
         raise CheckpointError(f"{path} is truncated or altered: its sha256 is not the model card's; {_way_back(name)}")
-    model = QNetwork(about["actions"]) if about.get("architecture") == "QNetwork" else ResNet20()
-    model.load_state_dict(safetensors.torch.load(content))
+    kind = about.get("architecture", "ResNet20")
+    if kind not in ("QNetwork", "ResNet20"):
+        raise CheckpointError(f"{path} is of the architecture {kind!r}, but must be ResNet20 or QNetwork")
+    model = QNetwork(about["actions"]) if kind == "QNetwork" else ResNet20()
+    try:
+        model.load_state_dict(safetensors.torch.load(content))
+    except (RuntimeError, safetensors.SafetensorError):
+        raise CheckpointError(f"{path} does not hold the weights of a {kind}; {_way_back(name)}") from None
     return model.eval().requires_grad_(False)
 
 

@@ -130,6 +130,8 @@ def _film(parsed: argparse.Namespace) -> int:
     if parsed.steps < 1:
         raise SapcoreError(f"steps is {parsed.steps}, but must be a whole number of 1 or more")
     environments.check_game(parsed.game)
+    if parsed.out and parsed.out.suffix.lower() != ".gif":
+        raise SapcoreError(f"a film is a GIF, but --out is {parsed.out}: its name must end in .gif")
     if not parsed.out and (parsed.eps, parsed.steps, parsed.seed) != BOOKS_FILM:
         raise SapcoreError("a film of other eps, steps or seed is not the book's: say with --out where it is to go")
     agent = checkpoints.load(f"double-dqn-{parsed.game}")
@@ -171,7 +173,7 @@ def _run(parsed: argparse.Namespace) -> int:
 def _show(parsed: argparse.Namespace) -> int:
     """Print the stored numbers of the figures with their 95 % intervals, and compute nothing: accuracies in percent,
     calibration errors in percent (fig4), returns (table1)."""
-    for figure in parsed.figures or experiments.FIGURES:
+    for figure in _figures(parsed):
         s = _settings(parsed)
         frame = experiments.stored(figure, s)
         lacking = len(frame.attrs["missing"])
@@ -262,7 +264,14 @@ def _settings(parsed: argparse.Namespace) -> experiments.Settings:
 
 def _listed(parsed: argparse.Namespace) -> dict[str, list[results.Cell]]:
     """The cells of each figure."""
-    return {figure: experiments.cells(figure, _settings(parsed)) for figure in parsed.figures or experiments.FIGURES}
+    return {figure: experiments.cells(figure, _settings(parsed)) for figure in _figures(parsed)}
+
+
+def _figures(parsed: argparse.Namespace) -> Sequence[str]:
+    """Those asked for, or all."""
+    if parsed.figures and "table1" not in parsed.figures and (parsed.game or parsed.episodes):
+        raise SapcoreError(f"--game and --episodes are of table1, but {' and '.join(parsed.figures)} was asked for")
+    return parsed.figures or list(experiments.FIGURES)
 
 
 if __name__ == "__main__":

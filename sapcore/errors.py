@@ -1,5 +1,7 @@
 """One error class for what a user can mend: its message says what was wrong and what is allowed."""
 
+import torch
+
 
 class SapcoreError(ValueError):
     """Bad input or a missing file. The message is one sentence; notebooks and the command line show it alone."""
@@ -7,6 +9,12 @@ class SapcoreError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def check_tensor(name: str, given: object) -> None:
+    """Raise `SapcoreError` unless it is a tensor."""
+    if not isinstance(given, torch.Tensor):
+        raise SapcoreError(f"{name} is a {type(given).__name__}, but must be a torch.Tensor; torch.as_tensor makes one")
 
 
 def check_count(name: str, number: object) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from sapcore.bfloat16 import autocast
-from sapcore.errors import SapcoreError, check_count
+from sapcore.errors import SapcoreError, check_count, check_tensor
 from sapcore.randomness import Begun, NoisyModel, per_example
 
 BATCH_SIZE = 256
@@ -92,6 +92,7 @@ def _predict(
     precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_network(model)
+    check_tensor("x", x)
     y = None if y is None else check_labels(y, len(x))
     device, count = device_of(model), count_passes(model, passes)
     if not len(x):
@@ -106,8 +107,13 @@ def _predict(
             total = total + logits.double().softmax(-1).sum(0)
             if labels is not None:
                 right = right + (logits.argmax(-1) == labels).sum(0)
-        outputs.append((total / count).cpu())
+        mean = (total / count).cpu()
+        if wrong := int(mean.isnan().any(-1).sum()):
+            raise SapcoreError(f"the network's output is nan or inf for {wrong} of {len(mean)} images")
+        outputs.append(mean)
         counts.append(right.cpu())
+    if y is not None:
+        check_labels(y, len(x), outputs[0].shape[1])
     return torch.cat(outputs), torch.cat(counts) if y is not None else torch.zeros(0, dtype=torch.int64)
 
 

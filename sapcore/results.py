@@ -232,8 +232,9 @@ def read(cell: Cell, also: tuple[str, ...] = ()) -> dict[str, Any] | None:
     whole = (
         isinstance(content, dict)
         and content.get("spec") == cell.spec
-        and set(content.get("result") or ()) >= cell.fields | set(also)
-        and set(content.get("provenance") or ()) >= PROVENANCE_FIELDS
+        and all(isinstance(content.get(part), dict) for part in ("result", "provenance"))
+        and content["result"].keys() >= cell.fields | set(also)
+        and content["provenance"].keys() >= PROVENANCE_FIELDS
     )
     return content if whole else None
 

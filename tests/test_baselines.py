@@ -1,6 +1,8 @@
 """Dropout and the six baselines: their laws, the kernel against its slow twin, and networks left as they were."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +13,17 @@ from scipy import stats
 from torch import Tensor, nn
 
 from sapcore import baselines, evaluation, noise_cpu, with_sap
-from sapcore.baselines import BASELINES, with_dropout, with_dwp, with_rna, with_rnw, with_rsa, with_rsw, with_swp
+from sapcore.baselines import (
+    BASELINES,
+    ActivationNoise,
+    with_dropout,
+    with_dwp,
+    with_rna,
+    with_rnw,
+    with_rsa,
+    with_rsw,
+    with_swp,
+)
 from sapcore.errors import SapcoreError
 from sapcore.randomness import Noise, NoisyModel, normal
 from sapcore.sap.reference import scale
@@ -308,6 +320,25 @@ def test_networks_without_the_parts_that_are_noisy_are_refused() -> None:
         with_rna(nn.Linear(2, 2), 1)
     with pytest.raises(SapcoreError, match="has no convolution and no linear layer"):
         with_rnw(nn.ReLU(), 1)
+
+
+@pytest.mark.parametrize("make", [with_dropout, with_rna, with_rsa])
+def test_noise_on_activations_can_follow_other_activations(make: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.GELU(), nn.ReLU()).eval()
+    noisy = make(model, 0.5, after=(nn.Tanh, nn.GELU))
+    assert sum(isinstance(module, ActivationNoise) for module in noisy.modules()) == 2
+    with pytest.raises(SapcoreError, match=r"^after is .*, but must be a type of module or a tuple of such"):
+        make(model, 0.5, after=[nn.Tanh])
+
+
+@pytest.mark.parametrize("name", ["rnw", "rsw", "swp"])
+def test_noisy_weights_serve_one_thread_at_a_time(name: str) -> None:
+    noisy, x, passes = BASELINES[name](nn.Sequential(nn.Linear(4, 50)).eval(), 1), torch.ones(3, 4), range(8)
+    expected = [noisy(x, passes=number) for number in passes]
+    noisy.get_submodule("model.0").register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: noisy(x, passes=number), passes))
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("name", ["rnw", "rsw", "swp", "dwp"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_a_missing_card_is_refused_with_the_name_and_what_is_at_hand(saved: nn.M
         message = str(caught.value)
         assert "no checkpoint is named 'resnet56'" in message
         assert NAME in message
-        assert "sapcore train resnet56" in message
+        assert "`sapcore train --help` names what can be trained" in message
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"name": "resnet20-small"}', "[]", "null", "\x00\x01"])
@@ -138,6 +139,20 @@ def test_a_card_with_another_sha256_is_refused(saved: nn.Module, folder: Path) -
     path = folder / f"{NAME}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
     with pytest.raises(CheckpointError, match="its sha256 is not the model card's"):
+        checkpoints.load(NAME)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("ResNet56", "is of the architecture 'ResNet56', but must be ResNet20 or QNetwork"),
+        ("QNetwork", "does not hold the weights of a QNetwork; restore it with `git checkout"),
+    ],
+)
+def test_another_architecture_is_refused(saved: nn.Module, folder: Path, architecture: str, message: str) -> None:
+    path = folder / f"{NAME}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": architecture, "actions": 4}))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         checkpoints.load(NAME)
 
 

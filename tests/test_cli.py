@@ -64,6 +64,11 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["film", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["film", "Bowling", "--steps", "3"], "a film of other eps, steps or seed is not the book's: say with --out where"),
     (["film", "Bowling", "--steps", "0"], "steps is 0, but must be a whole number of 1 or more"),
+    (["film", "Bowling", "--out", "film.mp4"], "a film is a GIF, but --out is film.mp4: its name must end in .gif"),
+    (
+        ["show", "fig1b", "fig3", "--game", "Bowling"],
+        "--game and --episodes are of table1, but fig1b and fig3 was asked",
+    ),
     (["run", "table1", "--game", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, "),
     (["train", "double-dqn-Pong"], f"no recipe is named 'double-dqn-Pong'; there are {', '.join(BOTH)}"),

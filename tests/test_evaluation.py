@@ -99,6 +99,28 @@ def test_a_network_whose_numbers_would_mean_something_else_is_refused(
         attacks.fgsm(model(), x, y, 4, passes=2)
 
 
+class Broken(nn.Module):
+    """Right of the first image; of the second nothing comes out that is a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([[1.0, 2.0], [torch.inf, torch.nan]])[: len(x)]
+
+
+def test_outputs_that_are_no_numbers_are_refused() -> None:
+    """argmax would take the first class."""
+    assert predict(Broken().eval(), torch.zeros(1, 3)).argmax(1).tolist() == [1]
+    with pytest.raises(SapcoreError, match=r"^the network's output is nan or inf for 1 of 2 images$"):
+        predict(Broken().eval(), torch.zeros(2, 3))
+
+
+def test_images_that_are_no_tensor_and_labels_of_no_class_are_refused() -> None:
+    x = torch.zeros(2, 3, 2, 2)
+    with pytest.raises(SapcoreError, match=r"^x is a ndarray, but must be a torch.Tensor; torch.as_tensor makes one$"):
+        predict(rectified(), x.numpy())  # type: ignore[arg-type]
+    with pytest.raises(SapcoreError, match=r"^labels go from 1 to 3, but must be from 0 to 2$"):
+        evaluation.predict_and_count(rectified(), x, torch.tensor([1, 3]))
+
+
 def test_noise_goes_in_once() -> None:
     with pytest.raises(SapcoreError, match=r"^the network is noisy already, and only one kind of noise goes into"):
         with_rsw(with_sap(rectified()), 0.1)

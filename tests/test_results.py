@@ -160,6 +160,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "another spec": lambda whole: whole.replace(b'"examples": 100', b'"examples": 99'),
     "no result": lambda whole: whole.replace(b'"result"', b'"results"'),
     "an empty result": lambda whole: json.dumps({**json.loads(whole), "result": {}}).encode(),
+    "a result that is a number": lambda whole: json.dumps({**json.loads(whole), "result": 5}).encode(),
+    "a result of names alone": lambda whole: json.dumps({**json.loads(whole), "result": sorted(RESULT)}).encode(),
     "no provenance": lambda whole: whole.replace(b'"provenance"', b'"origin"'),
     "binary": damaged(bytes(range(256))),
     "a conflict": lambda whole: b"<<<<<<< HEAD\n" + whole,

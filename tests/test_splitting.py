@@ -31,6 +31,14 @@ def test_a_network_goes_on_from_its_beginning_to_the_same_logits(
         assert torch.equal(noisy(begun, **names), noisy(x, **names))
 
 
+def test_passes_side_by_side_keep_their_layout_in_memory(noisy: NoisyModel, digits: Images) -> None:
+    """Another one would be copied by each layer that wants channels last."""
+    begun = noisy.begin(digits[0][:2].float().contiguous(memory_format=torch.channels_last))
+    (part,) = begun.repeated(3).parts
+    assert torch.equal(part, begun.parts[0].repeat(3, 1, 1, 1))
+    assert part.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_part_before_the_first_noisy_layer_runs_once_per_image(
     dense: nn.Module, digits: Images, watch: Watch
 ) -> None:

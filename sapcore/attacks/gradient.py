@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sapcore.bfloat16 import autocast
 from sapcore.errors import SapcoreError
-from sapcore.evaluation import begin, check_network, count_passes, device_of, noisy_passes, predict
+from sapcore.evaluation import begin, check_labels, check_network, count_passes, device_of, noisy_passes, predict
 from sapcore.randomness import Begun
 
 
@@ -64,9 +64,11 @@ def mean_of_gradients(
     Exact on a deterministic network, whose loss has one gradient.
     """
 
+    loss_of = _loss(loss, y)
+
     def of_passes(logits: Tensor) -> Tensor:
         # in float64: where the network is nearly certain, softmax - 1 has no digits left in float32
-        return _loss(loss)(logits.double(), y.expand(len(logits), -1)).sum()
+        return loss_of(logits.double()).sum()
 
     total = _sum_of_gradients(model, x, ids, seed, passes, batch_size, precision, of_passes)
     return total / count_passes(model, len(passes))
@@ -89,7 +91,7 @@ def gradient_of_mean(
             total = total + logits.double().softmax(-1).sum(0)
         mean = (total / count).clamp(min=1e-30)
     leaf = mean.log().requires_grad_()
-    (by_log,) = torch.autograd.grad(_loss(loss)(leaf, y).sum(), leaf)
+    (by_log,) = torch.autograd.grad(_loss(loss, y)(leaf).sum(), leaf)
 
     def of_passes(logits: Tensor) -> Tensor:
         return (logits.double().softmax(-1) * (by_log / mean)).sum()
@@ -112,16 +114,17 @@ def dense_backward(
         raise SapcoreError("dense_backward needs a network that with_sap made: it goes back through the one without")
     network = plain[0] if device_of(plain[0]) == x.device else copy.deepcopy(plain[0]).to(x.device)
     check_network(network)
-    by_logits = torch.zeros((), device=x.device, dtype=torch.float64)
+    by_logits, loss_of = torch.zeros((), device=x.device, dtype=torch.float64), _loss(loss, y)
     begun = begin(model, x.detach(), precision)
     for _, logits in noisy_passes(model, begun, ids, seed, passes, batch_size, precision):
         leaf = logits.detach().double().requires_grad_()
-        (gradient,) = torch.autograd.grad(_loss(loss)(leaf, y.expand(len(leaf), -1)).sum(), leaf)
+        (gradient,) = torch.autograd.grad(loss_of(leaf).sum(), leaf)
         by_logits = by_logits + gradient.sum(0)
     leaf = x.detach().requires_grad_()
     with autocast(precision, x.device):
         dense = network(leaf).float()
-    return torch.autograd.grad(dense, leaf, (by_logits / count_passes(model, len(passes))).float())[0]
+    by_logits = (by_logits / count_passes(model, len(passes))).float()
+    return _checked(torch.autograd.grad(dense, leaf, by_logits)[0])
 
 
 def _sum_of_gradients(
@@ -137,7 +140,14 @@ def _sum_of_gradients(
         for total, gradient in zip(totals, torch.autograd.grad(loss(logits), heads.parts), strict=True):
             total += gradient
     gradients = [total.to(part.dtype) for total, part in zip(totals, begun.parts, strict=True)]
-    return torch.autograd.grad(begun.parts, leaf, gradients)[0]
+    return _checked(torch.autograd.grad(begun.parts, leaf, gradients)[0])
+
+
+def _checked(gradient: Tensor) -> Tensor:
+    """Raises `SapcoreError` for nan, whose sign torch takes for 0."""
+    if gradient.isnan().any():
+        raise SapcoreError("the network's gradient is nan, so that it shows no direction")
+    return gradient
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -154,7 +164,15 @@ def estimator(name: str) -> Estimator:
     return ESTIMATORS[name]
 
 
-def _loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(name: str, y: Tensor) -> Callable[[Tensor], Tensor]:
+    """The loss of scores (..., n, classes) whose true classes are y (n,): (..., n)."""
     if name not in LOSSES:
         raise SapcoreError(f"loss is {name!r}, but must be one of {', '.join(LOSSES)}")
-    return LOSSES[name]
+    last = int(y.max())
+
+    def loss(scores: Tensor) -> Tensor:
+        if last >= scores.shape[-1]:
+            check_labels(y, len(y), scores.shape[-1])
+        return LOSSES[name](scores, y.expand(scores.shape[:-1]))
+
+    return loss

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sapcore.attacks.gradient import furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.bfloat16 import autocast
-from sapcore.errors import SapcoreError, check_count
-from sapcore.evaluation import BATCH_SIZE, count_passes, predict
+from sapcore.errors import SapcoreError, check_count, check_tensor
+from sapcore.evaluation import BATCH_SIZE, check_labels, count_passes, predict
 from sapcore.randomness import NoisyModel, stream
 
 
@@ -85,11 +85,13 @@ def _by_torchattacks(
         raise SapcoreError(
             f"{name} needs torchattacks: install it with `pip install -e '.[attacks]'` in the checkout"
         ) from None
+    check_tensor("x", x)
     if x.dim() != 4:
         raise SapcoreError(f"the images have shape {tuple(x.shape)}, but {name} takes (N, C, H, W)")
     asked = _Asked(model, stream(seed, f"attack by {name}"), asked_for, batch_size, precision)
 
     def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+        asked.labels = y
         with _generators_of_its_own(seed % 2**32):
             found = [project(255 * found.detach(), x, eps) for found in tries(torchattacks, asked, x / 255, y)]
         return furthest_wrong(model, found, y, ids, passes, stream(seed, "choice"), batch_size, precision)
@@ -113,9 +115,15 @@ class _Asked(nn.Module):
         self.model, self.seed, self.passes = model, seed, passes
         self.batch_size, self.precision = batch_size, precision
         self.calls = 0
+        self.labels = torch.zeros(0, dtype=torch.int64)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        logits = self._answer(x)
+        check_labels(self.labels, len(self.labels), logits.shape[-1])
+        return logits
+
+    def _answer(self, x: Tensor) -> Tensor:
         self.calls += 1
         seed = stream(self.seed, str(self.calls))
         if not isinstance(self.model, NoisyModel):

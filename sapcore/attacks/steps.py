@@ -2,12 +2,13 @@
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_tensor
 from sapcore.evaluation import as_pixels, batches, check_labels, check_network, device_of
 
 
@@ -20,9 +21,14 @@ def check_eps(eps: float) -> float:
 
 
 def check_pixels(x: Tensor) -> None:
-    """Stop if a pixel is not in [0, 255]."""
-    if x.numel() and not (float(x.min()) >= 0 and float(x.max()) <= 255):
-        raise SapcoreError(f"pixels lie in [{float(x.min()):g}, {float(x.max()):g}], but must lie in [0, 255]")
+    """Stop if a pixel is not in [0, 255]; warn if all look as if white were 1."""
+    if not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 255):
+        raise SapcoreError(f"pixels lie in [{low:g}, {high:g}], but must lie in [0, 255]")
+    if high <= 1 and bool((x != x.round()).any()):
+        warnings.warn(f"pixels lie in [{low:g}, {high:g}], where 255 is white; give 255 * x if 1 is", stacklevel=4)
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -40,6 +46,7 @@ def in_batches(
 ) -> Tensor:
     """Run `attack(x, y, ids)` on batches of pixels in 0-255; returns float32 on the device of x."""
     check_network(model)
+    check_tensor("x", x)
     y = check_labels(y, len(x))
     check_pixels(x)
     device = device_of(model)

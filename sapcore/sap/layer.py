@@ -9,12 +9,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_tensor
 from sapcore.randomness import Noise, NoisyModel, check_plain, per_example
 from sapcore.sap import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
 BACKWARDS = ("constant", "scale", "identity")
+Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
 
 
 @overload
@@ -51,6 +52,7 @@ def sap(
     """
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < 2**16:
         raise SapcoreError(f"layer is {layer!r}, but must be a whole number from 0 to 65535")
+    check_tensor("h", h)
     ids, passes = (t.to(h.device) for t in per_example(len(h) if h.dim() else 0, ids, passes))
     out, mask = _sap(h, percent, seed, ids, passes, layer, False, return_mask, backend)
     return (out, mask) if return_mask else out
@@ -305,7 +307,7 @@ class NormalizedSAP(nn.Module):
 def with_sap(
     model: nn.Module,
     percent: float = 100,
-    after: type[nn.Module] | tuple[type[nn.Module], ...] = (nn.ReLU,),
+    after: Kinds = (nn.ReLU,),
     backend: str = "auto",
     backward: str = "constant",
 ) -> NoisyModel:
@@ -318,18 +320,20 @@ def with_sap(
     Raises `SapcoreError` if the network has no module of the types `after`, or is noisy already.
     """
     noise = Noise()
-    kinds = after if isinstance(after, tuple) else (after,)
-    guarded = put_after(model, kinds, lambda rectify: SAP(percent, noise, backend, rectify, backward))
+    guarded = put_after(model, after, lambda rectify: SAP(percent, noise, backend, rectify, backward))
     noisy = NoisyModel(guarded, noise, {"kind": "sap", "percent": percent})
     noisy.plain = (model,)
     return noisy
 
 
-def put_after(model: nn.Module, kinds: tuple[type[nn.Module], ...], layer: Callable[[bool], nn.Module]) -> nn.Module:
+def put_after(model: nn.Module, after: Kinds, layer: Callable[[bool], nn.Module]) -> nn.Module:
     """A copy of `model` with `layer(False)` after each module of these types; `layer(True)` replaces a plain ReLU.
 
     A ReLU in place stays, because others may see what it changes.
     """
+    kinds = after if isinstance(after, tuple) else (after,)
+    if not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds):
+        raise SapcoreError(f"after is {after!r}, but must be a type of module or a tuple of such, as torch.nn.ReLU")
 
     def followed(module: nn.Module) -> nn.Module:
         if type(module) is nn.ReLU and not (module.inplace or module._forward_hooks or module._forward_pre_hooks):
@@ -357,6 +361,6 @@ def replace_modules(
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SapcoreError(
             f"the network has no {wanted} module to put noise after; make its activations modules of that type; "
-            "with_sap also takes other types, as in after=(torch.nn.GELU,)"
+            "`after` takes other types too, as in after=(torch.nn.GELU,)"
         )
     return copied

@@ -33,10 +33,10 @@ def draws(percent: float, size: int) -> int:
     """r = int(percent / 100 * a), the number of draws from a map of a units (Sec. 4.1)."""
     if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 < percent < math.inf:
         raise SapcoreError(f"percent is {percent!r}, but must be a positive number, as in SAP-100")
-    r = int(percent * size / 100)
-    if r > MOST_DRAWS:
-        raise SapcoreError(f"percent is {percent!r}, which asks for {r} draws, but {MOST_DRAWS} is the most")
-    return r
+    r = percent * size / 100
+    if r >= MOST_DRAWS + 1:
+        raise SapcoreError(f"percent is {percent!r}, which asks for {r:.0f} draws, but {MOST_DRAWS} is the most")
+    return int(r)
 
 
 def scale(p: Tensor, r: int) -> Tensor:

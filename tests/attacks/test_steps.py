@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sapcore import attacks
+from sapcore.attacks import library
+from sapcore.attacks.gradient import ESTIMATORS, LOSSES
 from sapcore.attacks.steps import check_eps, project
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20
@@ -116,6 +118,48 @@ def test_pixels_out_of_range_are_refused(
 def test_noise_refuses_pixels_out_of_range_too() -> None:
     with pytest.raises(SapcoreError, match=r"pixels lie in \[.*\], but must lie in \[0, 255\]"):
         attacks.noise(torch.full((1, 3, 4, 4), 300.0), 4)
+
+
+def test_pixels_in_0_to_1_are_warned_of(dense: nn.Module, few: tuple[Tensor, Tensor]) -> None:
+    """eps would be hundreds of times what was meant."""
+    message = r"^pixels lie in \[0, 1\], where 255 is white; give 255 \* x if 1 is$"
+    for attack in (lambda x: attacks.noise(x, 4), lambda x: attacks.fgsm(dense, x, few[1], 4)):
+        with pytest.warns(UserWarning, match=message):
+            attack(few[0] / few[0].max())
+        attack((few[0] > 100).float())  # black and all but black
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchattacks
+@pytest.mark.parametrize(
+    "attack", [attacks.fgsm, attacks.iterative, library.autoattack, library.square], ids=lambda a: a.__name__
+)
+def test_images_that_are_no_tensor_and_labels_of_no_class_are_refused(
+    dense: nn.Module, few: tuple[Tensor, Tensor], attack: Callable[..., Tensor]
+) -> None:
+    x, y = few
+    with pytest.raises(SapcoreError, match=r"^x is a ndarray, but must be a torch.Tensor; torch.as_tensor makes one$"):
+        attack(dense, x.numpy(), y, 4)
+    with pytest.raises(SapcoreError, match=r"^labels go from 3 to 10, but must be from 0 to 9$"):
+        attack(dense, x, torch.tensor([3, 5, 10]), 4)
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS])
+@pytest.mark.parametrize("loss", [*LOSSES])
+def test_every_estimator_refuses_labels_of_no_class(
+    noisy: NoisyModel, few: tuple[Tensor, Tensor], estimator: str, loss: str
+) -> None:
+    with pytest.raises(SapcoreError, match=r"^labels go from 0 to 10, but must be from 0 to 9$"):
+        attacks.fgsm(noisy, few[0], torch.tensor([0, 5, 10]), 4, passes=2, estimator=estimator, loss=loss)
+
+
+@BOTH
+def test_a_gradient_that_is_nan_is_refused(few: tuple[Tensor, Tensor], attack: Callable[..., Tensor]) -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.flatten(1)[:, :2] - 300).sqrt()
+
+    with pytest.raises(SapcoreError, match=r"^the network's gradient is nan, so that it shows no direction$"):
+        attack(Root().eval(), few[0], torch.zeros(3).long(), 4)
 
 
 pixels = st.floats(0, 255, width=32)

@@ -151,6 +151,19 @@ def test_a_layer_without_a_number_of_its_own_is_refused(layer: object) -> None:
         sap(torch.ones(1, 3), layer=layer)  # type: ignore[call-overload]
 
 
+def test_a_map_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(SapcoreError, match=r"^h is a ndarray, but must be a torch.Tensor; torch.as_tensor makes one$"):
+        sap(torch.ones(1, 3).numpy())  # type: ignore[call-overload]
+
+
+def test_more_draws_than_can_be_counted_are_refused() -> None:
+    for percent in (1e30, 1e308):
+        with pytest.raises(
+            SapcoreError, match=r"^percent is .*, which asks for \w+ draws, but 1073741824 is the most$"
+        ):
+            sap(torch.ones(1, 5000), percent)
+
+
 @pytest.mark.parametrize("percent", [0, -5, float("nan"), float("inf"), "100", None, True])
 def test_a_senseless_percentage_is_refused(percent: object) -> None:
     for refuse in (
