@@ -2,12 +2,12 @@
 
     python benchmarks/accelerator.py --out FOLDER [--minutes 9]
 
-In order: the tests of the Triton kernels on the hardware, the benchmarks, the trainings that have no checkpoint, all of
-them side by side, and the cells that are missing from the store. Each step that is done leaves a mark in FOLDER and is
-not repeated; its log is there too. After each step what is new or changed under data/ since the first start, and
-half-finished networks, are packed into FOLDER/results.tar, to be unpacked in a checkout of the same commit: files there
-are replaced. No step is begun after `--minutes`; trainings and cells stop there and go on later: cells and networks
-anywhere, agents where their `.state/` still is.
+In order: the tests of the Triton kernels on the hardware, the benchmarks, the cells that are missing of figures whose
+networks are all there, the trainings that have no checkpoint, all of them side by side, and the other cells. Each step
+that is done leaves a mark in FOLDER and is not repeated; what all of them print is in its log.txt. After each step what
+is new or changed under data/ since the first start, and half-finished networks, are packed into FOLDER/results.tar, to
+be unpacked in a checkout of the same commit: files there are replaced. No step is begun after `--minutes`; trainings
+and cells stop there and go on later: cells and networks anywhere, agents where their `.state/` still is.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import tarfile
 import time
 from pathlib import Path
 
+from sapcore import data, experiments
 from sapcore.paths import ROOT, STATE, write_atomically
 from sapcore.rl import double_dqn
 from sapcore.training import RECIPES
@@ -29,17 +30,22 @@ BENCHMARKS = ("sampling", "network", "bfloat16", "attacks", "eot", "training", "
 NEW = ("data/benchmarks", "data/results", "data/checkpoints")
 
 
-def steps() -> list[dict[str, list[str]]]:
+def steps(dataset: str = "cifar10") -> list[dict[str, list[str]]]:
     """The commands, each under the name of its mark; those of one group run side by side."""
-    python = [sys.executable]
-    groups = [{"tests": [*python, "-m", "pytest", "-q", "tests/sap/test_gpu.py"]}]
-    groups += [{name: [*python, f"benchmarks/{name}.py"]} for name in BENCHMARKS]
+    python, of = [sys.executable], ["--dataset", dataset]
+    plain = ["-o", "addopts=", "-W", "default"]  # with whatever pytest, torch and Triton are there
+    groups = [{"tests": [*python, "-m", "pytest", "-q", *plain, "tests/sap/test_gpu.py"]}]
+    groups += [{name: [*python, f"benchmarks/{name}.py", *([] if name == "double_dqn" else of)]} for name in BENCHMARKS]
+    s = experiments.settings(dataset)
+    trained = [name for name in experiments.FIGURES if all(cell.computable for cell in experiments.cells(name, s))]
+    cells = [*python, "-m", "sapcore.cli", "run", *of]
+    groups.append({"cells-of-trained": [*cells, *trained]})
     untrained = [
         name for name in (*RECIPES, *double_dqn.RECIPES)
         if not (ROOT / "data" / "checkpoints" / f"{name}.safetensors").exists()
     ]  # fmt: skip
     groups.append({f"train-{name}": [*python, "-m", "sapcore.cli", "train", name] for name in untrained})
-    return [*groups, {"cells": [*python, "-m", "sapcore.cli", "run"]}]
+    return [*groups, {"cells": cells}]
 
 
 def run(commands: dict[str, list[str]], out: Path, deadline: float) -> dict[str, int | None]:
@@ -47,7 +53,9 @@ def run(commands: dict[str, list[str]], out: Path, deadline: float) -> dict[str,
     processes = {}
     for name, command in commands.items():
         print(" ".join(command[1:]), flush=True)
-        with (out / f"{name}.log").open("a") as file:
+        with (out / "log.txt").open("a") as file:
+            file.write(f"\n{name}: {' '.join(command[1:])}\n")
+            file.flush()
             processes[name] = subprocess.Popen(
                 command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=_environment(len(commands))
             )
@@ -95,8 +103,9 @@ def pack(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for marks, logs and results.tar")
+    parser.add_argument("--out", type=Path, required=True, help="folder for marks, log.txt and results.tar")
     parser.add_argument("--minutes", type=float, default=9, help="begin nothing, and end what runs, after this time")
+    parser.add_argument("--dataset", default="cifar10", choices=data.DATASETS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes
@@ -105,7 +114,7 @@ def main() -> None:
     marks = options.out / "done.txt"
     done = set(marks.read_text().split()) if marks.exists() else set()
     failed = []
-    for group in steps():
+    for group in steps(options.dataset):
         todo = {name: command for name, command in group.items() if name not in done}
         if not todo:
             continue

@@ -60,7 +60,7 @@ def main() -> None:
     for what, numbers in (("images", IMAGES), ("passes", PASSES), ("map side", SIDES)):
         for number in numbers[: options.points]:
             command = [sys.executable, __file__, ONE_POINT, what, str(number), options.dataset, str(options.device)]
-            table.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            table.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
     lines = {}
     for what in ("images", "passes", "map side"):
         points = pd.DataFrame([row for row in table if row["grows"] == what])

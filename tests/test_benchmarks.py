@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sapcore import checkpoints, figures, results, training
+from sapcore import checkpoints, experiments, figures, results, training
 from sapcore.errors import SapcoreError
 from sapcore.paths import ROOT
 from sapcore.rl import double_dqn
@@ -124,13 +124,25 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_accelerators_steps_are_the_tests_the_benchmarks_what_is_untrained_and_the_cells(accelerator: Any) -> None:
-    first, *others, trainings, last = accelerator.steps()
-    assert [list(first), list(last)] == [["tests"], ["cells"]]
+    first, *others, cells, trainings, last = accelerator.steps()
+    assert [list(first), list(cells), list(last)] == [["tests"], ["cells-of-trained"], ["cells"]]
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert {name for group in others for name in group} == scripts - {"accelerator", "common"}
     trained = set(checkpoints.names())
     everything = {*training.RECIPES, *double_dqn.RECIPES}
     assert {name.removeprefix("train-") for name in trainings} == everything - trained
+    names = cells["cells-of-trained"][6:]
+    assert "fig1b" in names
+    assert set(names) <= set(experiments.FIGURES)
+    untrained = {cell.checkpoint for name in names for cell in experiments.cells(name)} - trained
+    assert untrained == set()
+
+
+def test_the_accelerator_hands_the_data_set_on(accelerator: Any) -> None:
+    for group in accelerator.steps("digits"):
+        for name, command in group.items():
+            asked = (name in accelerator.BENCHMARKS and name != "double_dqn") or name.startswith("cells")
+            assert ("digits" in command) == asked
 
 
 def test_the_accelerator_packs_what_is_new_or_changed_and_no_half_written_file(
@@ -160,4 +172,6 @@ def test_the_accelerator_runs_a_group_side_by_side_and_stops_at_the_deadline(acc
     started = time.monotonic()
     assert accelerator.run(commands, tmp_path, started + 10) == {"done": 0, "failed": 3, "late": None}
     assert time.monotonic() < started + 300
-    assert (tmp_path / "done.log").read_text() == "hello\n"
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert "hello" in lines
+    assert [line.split(":")[0] for line in lines if "python" not in line and ": -c" in line] == [*commands]

@@ -1,6 +1,6 @@
 """SAP's Triton kernels: `reference.sample` and its scaling, one program per example's map.
 
-A map of up to 32,768 units stays in registers: it is read once and written once. A larger one is swept
+A map of up to 32,768 units is held by its program: it is read once and written once. A larger one is swept
 tile by tile. Either way a scratch row holds the cumulated weights of its blocks, and the missing draws,
 which can hit any unit, are written last, over what is there. Nothing is stored for the backward pass: the same kernel
 scales the gradient by the factors that the same random numbers give again.
@@ -23,7 +23,7 @@ from sapcore.sap.reference import LARGEST_MAP, from_units, to_units
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """With TRITON_INTERPRET=1 in the environment the kernels run on the CPU, slowly, as tests do."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-RUN_IN_REGISTERS = 8192  # units per run, four runs
+LONGEST_RUN = 8192  # units of each of the four runs of a map that a program holds
 TILE = 2048  # units per run that a larger map's program treats at a time
 BLOCK = 16  # units per partial sum, for finding a missing draw's unit
 DRAWS_PER_WARP = 16  # missing draws made at once
@@ -223,9 +223,9 @@ def _block_sums(magnitude, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
 def _small_map(h, value, out, mask, bound, ids, passes, a, quarter, r: tl.int64, seed: tl.uint64, layer: tl.int32,
                RECTIFY: tl.constexpr, MASK: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr, FINE: tl.constexpr,
                DRAWS: tl.constexpr):  # fmt: skip
-    """A map in registers. RUN: a power of two of at least quarter = ceil(a/4) units.
+    """A map held whole. RUN: a power of two of at least quarter = ceil(a/4) units.
 
-    The cumulated weights of blocks go to `bound`, (N, 4 RUN/BLOCK); those of FINE blocks together stay in registers.
+    The cumulated weights of blocks go to `bound`, (N, 4 RUN/BLOCK); those of FINE blocks together stay.
     """
     row = tl.program_id(0).to(tl.int64)
     BLOCKS: tl.constexpr = RUN // BLOCK
@@ -414,7 +414,7 @@ def scaled(
     names = ids.to(h.device, torch.int64).contiguous(), passes.to(h.device, torch.int64).contiguous()
     quarter = -(-a // 4)
     run = triton.next_power_of_2(quarter)
-    small = run <= RUN_IN_REGISTERS
+    small = run <= LONGEST_RUN
     warps = max(4, min(16, run // 256)) if small else 16
     block = min(run, BLOCK)
     blocks = 4 * run // block if small else -(-a // block)

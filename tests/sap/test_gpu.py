@@ -38,7 +38,7 @@ def quiet_interpreter() -> Iterator[None]:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both kernels on the same maps: the one for large maps with tiles so small that it needs many."""
     if request.param == "in tiles":
-        monkeypatch.setattr(gpu, "RUN_IN_REGISTERS", 0)
+        monkeypatch.setattr(gpu, "LONGEST_RUN", 0)
         monkeypatch.setattr(gpu, "TILE", 256)
     return request.param
 
