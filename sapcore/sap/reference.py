@@ -48,10 +48,12 @@ def scale(p: Tensor, r: int) -> Tensor:
 def algorithm1(h: Tensor, r: int, generator: torch.Generator | None = None) -> Tensor:
     """Algorithm 1 as printed: draw r units of each example with replacement, prune the rest, scale up.
 
-    h: (N, ...), float; returns the same shape. A map of zeros stays zero.
+    h: (N, ...), float; returns the same shape. A map of zeros stays zero. The gradient takes mask and scale as
+    constants.
     """
     flat = h.flatten(1)
-    p = flat.abs() / flat.abs().sum(1, keepdim=True)
+    p = flat.detach().abs()
+    p = p / p.sum(1, keepdim=True)
     p = torch.where(p.isnan(), 0.0, p)
     keep = torch.zeros_like(p, dtype=torch.bool)
     for example in range(len(flat)):

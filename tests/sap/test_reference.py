@@ -68,6 +68,14 @@ def test_algorithm1_scales_what_it_keeps_by_one_over_its_inclusion_probability()
     assert ((out == 0) | torch.isclose(out, expected, rtol=1e-14)).all()
 
 
+def test_the_gradient_of_algorithm1_takes_mask_and_scale_as_constants() -> None:
+    h = torch.tensor([[0.0, 1.0, 3.0, 0.5], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    out = reference.algorithm1(h, 3, torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(out.sum(), h)
+    assert torch.equal(gradient * h, out)
+    assert gradient.isfinite().all()
+
+
 def test_algorithm1_keeps_the_shape_and_draws_nothing_where_r_is_zero() -> None:
     assert torch.equal(reference.algorithm1(torch.ones(2, 3, 4, 5), 0), torch.zeros(2, 3, 4, 5))
 
