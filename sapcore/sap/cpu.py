@@ -44,6 +44,7 @@ S32 = u64(32)
 
 LANES = 16  # units that are packed at a time
 LEVELS = 6  # more than LARGEST_MAP needs
+ALL = u16(2**LANES - 1)  # of a group
 CHUNK = 512  # counters whose random words are made at once
 TWO_16, TWO_M32 = f32(2.0**16), f32(2.0**-32)
 TWO_40 = f32(2.0**WEIGHT_BITS)
@@ -79,6 +80,7 @@ LONGS = ir.VectorType(ir.IntType(64), LANES)
 BITS = ir.IntType(LANES)
 PLACES = ir.VectorType(ir.IntType(32), LANES)
 FLAGS = ir.VectorType(ir.IntType(1), LANES)
+SHORTS = ir.VectorType(ir.IntType(16), LANES)
 EIGHT_FLOATS = ir.VectorType(ir.FloatType(), 8)
 EIGHT_PLACES = ir.VectorType(ir.IntType(32), 8)
 EIGHT_BYTES = ir.VectorType(ir.IntType(8), 8)
@@ -91,8 +93,15 @@ def _pointer(context, builder, kind, array, index, vector):
 
 
 def _vector(context, builder, kind, array, index):
-    """LANES 32-bit elements of an array, as floats."""
-    return builder.load(_pointer(context, builder, kind, array, index, FLOATS), align=4)
+    """LANES elements of an array as floats: 32 bits of any type as they are, bfloat16, given as uint16, widened."""
+    if kind.dtype != numba.uint16:
+        return builder.load(_pointer(context, builder, kind, array, index, FLOATS), align=4)
+    return _widened(builder, builder.load(_pointer(context, builder, kind, array, index, SHORTS), align=2))
+
+
+def _widened(builder, halves):
+    """LANES bfloat16 numbers, given as integers, as floats."""
+    return builder.bitcast(builder.shl(builder.zext(halves, PLACES), ir.Constant(PLACES, [16] * LANES)), FLOATS)
 
 
 def _repeated(builder, vector, value):
@@ -127,6 +136,11 @@ def _moved(builder, values, places):
     """Eight floats, of which place i takes values[places[i]]."""
     permute = _llvm(builder, EIGHT_FLOATS, [EIGHT_FLOATS, EIGHT_PLACES], "x86.avx2.permps")
     return builder.call(permute, [values, places])
+
+
+def _all_moved(builder, low, high):
+    """Twice eight floats as LANES."""
+    return builder.shuffle_vector(low, high, ir.Constant(PLACES, list(range(LANES))))
 
 
 def _places(builder, name, bits, row):
@@ -180,15 +194,47 @@ def _llvm(builder, result, arguments, name):
     return get_or_insert_function(builder.module, ir.FunctionType(result, arguments), f"llvm.{name}")
 
 
-@intrinsic
-def _nonzero(typingctx, magnitude, i):
-    """Which of LANES magnitudes from i on are not 0, as bits."""
+def _expanded(context, builder, kind, source, n, bits):
+    """source[n:] at those of LANES places whose bit is set, 0 at the others."""
+    mask = builder.bitcast(bits, FLAGS)
+    if _takes_eight(context):
+        low, high, count = _halves(builder, bits)
+        found = []
+        for part, at in ((low, n), (high, builder.add(n, count))):
+            read = builder.load(_pointer(context, builder, kind, source, at, EIGHT_FLOATS), align=4)
+            moved = _moved(builder, read, _places(builder, "set_before", part, _set_before))
+            flags = builder.bitcast(part, ir.VectorType(ir.IntType(1), 8))
+            found.append(builder.select(flags, moved, ir.Constant(EIGHT_FLOATS, None)))
+        return _all_moved(builder, *found)
+    first = builder.gep(context.make_array(kind)(context, builder, source).data, [n])
+    expand = _llvm(builder, FLOATS, [first.type, mask.type, FLOATS], f"masked.expandload.v{LANES}f32")
+    return builder.call(expand, [first, mask, ir.Constant(FLOATS, None)])
 
-    def codegen(context, builder, signature, args):
-        values = _vector(context, builder, signature.args[0], *args)
-        return builder.bitcast(builder.fcmp_ordered("!=", values, ir.Constant(FLOATS, None)), BITS)
 
-    return numba.uint16(magnitude, i), codegen
+def _units(context, builder, kinds, h, i, scale, shift, j):
+    """LANES units from i on, with scale and shift h * scale + shift rounded to the type of h; `kinds` are the types."""
+    units = _vector(context, builder, kinds[0], h, i)
+    if isinstance(kinds[2], numba.types.NoneType):
+        return units
+    factor, more = (_vector(context, builder, kind, t, j) for kind, t in ((kinds[2], scale), (kinds[3], shift)))
+    units = builder.call(_llvm(builder, FLOATS, [FLOATS] * 3, f"fmuladd.v{LANES}f32"), [units, factor, more])
+    return units if kinds[0].dtype == numba.float32 else _widened(builder, _as_bfloat16(builder, units, PLACES))
+
+
+def _store_packed(context, builder, values, bits, kind, target, n):
+    """Write those of LANES floats whose bits are set to target[n:]; returns how many."""
+    mask = builder.bitcast(bits, FLAGS)
+    if _takes_eight(context):
+        low, high, count = _halves(builder, bits)
+        for which, part, at in ((0, low, n), (1, high, builder.add(n, count))):
+            places = _places(builder, "places_of_set", part, _places_of_set)
+            packed = _moved(builder, _half(builder, values, which), places)
+            builder.store(packed, _pointer(context, builder, kind, target, at, EIGHT_FLOATS), align=4)
+    else:
+        compress = _llvm(builder, FLOATS, [FLOATS, mask.type, FLOATS], f"experimental.vector.compress.v{LANES}f32")
+        packed = builder.call(compress, [values, mask, ir.Constant(FLOATS, ir.Undefined)])
+        builder.store(packed, _pointer(context, builder, kind, target, n, FLOATS), align=4)
+    return _how_many(builder, mask)
 
 
 @intrinsic
@@ -200,47 +246,82 @@ def _pack(typingctx, source, i, bits, target, n):
 
     def codegen(context, builder, signature, args):
         source, i, bits, target, n = args
-        mask = builder.bitcast(bits, FLAGS)
         values = _vector(context, builder, signature.args[0], source, i)
-        if _takes_eight(context):
-            low, high, count = _halves(builder, bits)
-            for which, part, at in ((0, low, n), (1, high, builder.add(n, count))):
-                places = _places(builder, "places_of_set", part, _places_of_set)
-                packed = _moved(builder, _half(builder, values, which), places)
-                builder.store(packed, _pointer(context, builder, signature.args[3], target, at, EIGHT_FLOATS), align=4)
-            return _how_many(builder, mask)
-        compress = _llvm(builder, FLOATS, [FLOATS, mask.type, FLOATS], f"experimental.vector.compress.v{LANES}f32")
-        packed = builder.call(compress, [values, mask, ir.Constant(FLOATS, ir.Undefined)])
-        builder.store(packed, _pointer(context, builder, signature.args[3], target, n, FLOATS), align=4)
-        return _how_many(builder, mask)
+        return _store_packed(context, builder, values, bits, signature.args[3], target, n)
 
     return numba.int64(source, i, bits, target, n), codegen
 
 
 @intrinsic
-def _unpack(typingctx, source, n, bits, target, i):
-    """The inverse: target[i : i + LANES] from source[n:] where a bit is set, else 0; returns how many."""
+def _pack_units(typingctx, h, i, scale, shift, j, rectify, among, filled, g, target, n):
+    """Append the magnitudes of those of LANES `_units` that are not 0, as `_pack` does, and note in filled[g] which.
+
+    With `rectify` those that are not 0 after their relu; nan is not. Only among those whose bits are set in `among`.
+    """
 
     def codegen(context, builder, signature, args):
-        source, n, bits, target, i = args
-        mask = builder.bitcast(bits, FLAGS)
-        if _takes_eight(context):
-            low, high, count = _halves(builder, bits)
-            for which, part, at in ((0, low, n), (1, high, builder.add(n, count))):
-                read = builder.load(_pointer(context, builder, signature.args[0], source, at, EIGHT_FLOATS), align=4)
-                moved = _moved(builder, read, _places(builder, "set_before", part, _set_before))
-                flags = builder.bitcast(part, ir.VectorType(ir.IntType(1), 8))
-                values = builder.select(flags, moved, ir.Constant(EIGHT_FLOATS, None))
-                to = builder.add(i, ir.IntType(64)(8 * which))
-                builder.store(values, _pointer(context, builder, signature.args[3], target, to, EIGHT_FLOATS), align=4)
-            return _how_many(builder, mask)
-        first = builder.gep(context.make_array(signature.args[0])(context, builder, source).data, [n])
-        expand = _llvm(builder, FLOATS, [first.type, mask.type, FLOATS], f"masked.expandload.v{LANES}f32")
-        values = builder.call(expand, [first, mask, ir.Constant(FLOATS, None)])
-        builder.store(values, _pointer(context, builder, signature.args[3], target, i, FLOATS), align=4)
-        return _how_many(builder, mask)
+        *units, rectify, among, filled, g, target, n = args
+        values, zero = _units(context, builder, signature.args, *units), ir.Constant(FLOATS, None)
+        positive, other = (builder.bitcast(builder.fcmp_unordered(kind, values, zero), BITS) for kind in (">", "!="))
+        bits = builder.and_(builder.select(rectify, positive, other), among)
+        noted = context.make_array(signature.args[7])(context, builder, filled).data
+        builder.store(bits, builder.gep(noted, [g]))
+        magnitudes = builder.call(_llvm(builder, FLOATS, [FLOATS], f"fabs.v{LANES}f32"), [values])
+        return _store_packed(context, builder, magnitudes, bits, signature.args[9], target, n)
 
-    return numba.int64(source, n, bits, target, i), codegen
+    return numba.int64(h, i, scale, shift, j, rectify, among, filled, g, target, n), codegen
+
+
+def _store(context, builder, values, kind, array, index):
+    """Write LANES floats to an array, of bfloat16 rounded to the nearest."""
+    if kind.dtype == numba.uint16:
+        values = _as_bfloat16(builder, values, PLACES)
+    align = 2 if kind.dtype == numba.uint16 else 4
+    builder.store(values, _pointer(context, builder, kind, array, index, values.type), align=align)
+
+
+@intrinsic
+def _write_scaled(typingctx, h, i, scale, shift, j, rectify, scales, n, bits, out, at):
+    """Write LANES `_units`, or their relu, each times its `_expanded` scale, to out[at:]; returns how many are set."""
+
+    def codegen(context, builder, signature, args):
+        *units, rectify, scales, n, bits, out, at = args
+        kinds, zero = signature.args, ir.Constant(FLOATS, None)
+        values = _units(context, builder, kinds, *units)
+        negative = builder.fcmp_ordered("<=", values, zero)
+        values = builder.select(builder.and_(negative, _repeated(builder, FLAGS, rectify)), zero, values)
+        values = builder.fmul(values, _expanded(context, builder, kinds[6], scales, n, bits))
+        _store(context, builder, values, kinds[9], out, at)
+        return _how_many(builder, builder.bitcast(bits, FLAGS))
+
+    return numba.int64(h, i, scale, shift, j, rectify, scales, n, bits, out, at), codegen
+
+
+@intrinsic
+def _write_factor(typingctx, scale, j, scales, n, bits, factor, at):
+    """Write the derivative of what `_write_scaled` writes by h."""
+
+    def codegen(context, builder, signature, args):
+        scale, j, scales, n, bits, factor, at = args
+        values = _expanded(context, builder, signature.args[2], scales, n, bits)
+        if not isinstance(signature.args[0], numba.types.NoneType):
+            values = builder.fmul(values, _vector(context, builder, signature.args[0], scale, j))
+        _store(context, builder, values, signature.args[5], factor, at)
+        return context.get_dummy_value()
+
+    return numba.none(scale, j, scales, n, bits, factor, at), codegen
+
+
+def _as_bfloat16(builder, values, whole):
+    """A float, or a vector of them, rounded to the nearest bfloat16, given as integers; `whole` is their bits' type."""
+
+    def number(x):
+        return ir.Constant(whole, [x] * LANES if isinstance(whole, ir.VectorType) else x)
+
+    bits = builder.bitcast(values, whole)
+    odd = builder.and_(builder.lshr(bits, number(16)), number(1))
+    up = builder.add(builder.add(bits, number(0x7FFF)), odd)
+    return builder.trunc(builder.lshr(up, number(16)), SHORTS if isinstance(whole, ir.VectorType) else ir.IntType(16))
 
 
 @intrinsic
@@ -304,11 +385,7 @@ def _rounded(typingctx, x, like):
     def codegen(context, builder, signature, args):
         if signature.return_type == numba.float32:
             return args[0]
-        word = ir.IntType(32)
-        bits = builder.bitcast(args[0], word)
-        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
-        up = builder.add(builder.add(bits, word(0x7FFF)), odd)
-        return builder.trunc(builder.lshr(up, word(16)), ir.IntType(16))
+        return _as_bfloat16(builder, args[0], ir.IntType(32))
 
     return like.dtype(numba.float32, like), codegen
 
@@ -442,47 +519,11 @@ def _poisson(mean, c1, c2, c3, k0, k1):
 
 
 @njit(**FAST)
-def _magnitudes(h, magnitude):
-    """|h| as float32; returns the bits of the largest, EXPONENT_BITS or above if there is nan or inf."""
+def _bits_of_largest(magnitude):
+    """EXPONENT_BITS or above if there is nan or inf."""
     bits = i32(0)
-    for i in range(len(h)):
-        magnitude[i] = abs(_load(h[i]))
+    for i in range(len(magnitude)):
         bits = max(bits, _as_int(magnitude[i]))
-    return bits
-
-
-@njit(**FAST)
-def _rectified(h, magnitude):
-    """`_magnitudes` of relu(h)."""
-    bits = i32(0)
-    nan = False
-    for i in range(len(h)):
-        x = _load(h[i])
-        nan |= x != x
-        magnitude[i] = max(x, f32(0.0))
-        bits = max(bits, _as_int(magnitude[i]))
-    return i32(EXPONENT_BITS) if nan else bits
-
-
-@njit(**FAST)
-def _normalized_chunk(h, scale, shift, magnitude):
-    bits = i32(0)
-    nan = False
-    for i in range(len(h)):
-        x = _load(_rounded(_load(h[i]) * scale[i] + shift[i], h))
-        nan |= x != x
-        magnitude[i] = max(x, f32(0.0))
-        bits = max(bits, _as_int(magnitude[i]))
-    return i32(EXPONENT_BITS) if nan else bits
-
-
-@njit(**FAST)
-def _normalized(h, scale, shift, magnitude):
-    """`_magnitudes` of relu(h * scale + shift), the inside rounded to the type of h; both repeat along the row."""
-    bits = i32(0)
-    for start in range(0, len(h), len(scale)):
-        part = h[start : start + len(scale)]
-        bits = max(bits, _normalized_chunk(part, scale[: len(part)], shift[: len(part)], magnitude[start:]))
     return bits
 
 
@@ -561,30 +602,6 @@ def _scales(p, keep, inverse_l1, largest, r):
 
 
 @njit(**FAST)
-def _write_scaled(h, factor, out):
-    for i in range(len(out)):
-        out[i] = _rounded(_load(h[i]) * factor[i], out)
-
-
-@njit(**FAST)
-def _write_scaled_magnitudes(magnitude, power, factor, out):
-    for i in range(len(out)):
-        out[i] = _rounded(magnitude[i] * power * factor[i], out)
-
-
-@njit(**FAST)
-def _write(factor, out):
-    for i in range(len(out)):
-        out[i] = _rounded(factor[i], out)
-
-
-@njit(**FAST)
-def _write_product(factor, scale, out):
-    for i in range(len(out)):
-        out[i] = _rounded(factor[i] * scale[i], out)
-
-
-@njit(**FAST)
 def _run(a, w):
     """Where the units of word w begin and end."""
     quarter = (a + 3) // 4
@@ -592,14 +609,91 @@ def _run(a, w):
 
 
 @njit(**FAST)
-def _pack_magnitudes(magnitude, low, high, filled, packed, n):
-    """Append those of the units from low to high that are not 0, and note which these are."""
+def _period(scale):
+    """After how many units `affine_of`'s numbers come again."""
+    return len(scale) - LANES if scale is not None else LANES
+
+
+@njit(**FAST)
+def _pack_run(h, i, scale, shift, j, rectify, among, filled, packed, n):
+    """Append the magnitudes of units from i on that are not 0, LANES to each of `filled`, and note there which.
+
+    These units begin with the j-th of their row; only those are looked at whose bits are set in `among`.
+    """
+    period = _period(scale)
+    j %= period
     for g in range(len(filled)):
-        left = high - low - g * LANES
-        bits = _nonzero(magnitude, low + g * LANES)
-        filled[g] = bits if left >= LANES else bits & u16((1 << max(left, 0)) - 1)
-        n += _pack(magnitude, low + g * LANES, filled[g], packed, n)
+        n += _pack_units(h, i + g * LANES, scale, shift, j, rectify, among, filled, g, packed, n)
+        j = j + LANES if j + LANES < period else j + LANES - period
     return n
+
+
+@njit(**FAST)
+def _write_run(h, i, scale, shift, j, rectify, filled, scales, n, out, factor, at):
+    """The inverse, with the scales in the place of magnitudes: what is kept times its scale, to out[at:].
+
+    And the derivative of that by h to the factor, if that is wanted.
+    """
+    period = _period(scale)
+    j %= period
+    for g in range(len(filled)):
+        bits, to = filled[g], at + g * LANES
+        if len(factor):
+            _write_factor(scale, j, scales, n, bits, factor, to)
+        n += _write_scaled(h, i + g * LANES, scale, shift, j, rectify, scales, n, bits, out, to)
+        j = j + LANES if j + LANES < period else j + LANES - period
+    return n
+
+
+@njit(**FAST)
+def _pack_runs(h, rectify, scale, shift, filled, packed, first, spare):
+    """`_pack_run` of the units of each word; `first` is where each run begins, and where the last ends."""
+    n = 0
+    for w in range(4):
+        low, high = _run(len(h), w)
+        first[w], groups = n, (high - low) // LANES
+        at, rest = low + groups * LANES, (high - low) % LANES
+        whole, last = filled[w, :groups], filled[w, groups:]
+        last[:] = u16(0)
+        if len(scale):
+            n = _pack_run(h, low, scale, shift, low, rectify, ALL, whole, packed, n)
+        else:
+            n = _pack_run(h, low, None, None, low, rectify, ALL, whole, packed, n)
+        if rest:  # after which the row may end
+            units, among = spare[0], u16((1 << rest) - 1)
+            units[:rest] = h[at:high]
+            if len(scale):
+                n = _pack_run(units, 0, scale, shift, at, rectify, among, last[:1], packed, n)
+            else:
+                n = _pack_run(units, 0, None, None, at, rectify, among, last[:1], packed, n)
+        end = n
+        n = (n + 2 * LANES - 1) // LANES * LANES  # words are packed LANES at a time, and must not reach the next run's
+        packed[end:n] = f32(0.0)
+    first[4] = n
+
+
+@njit(**FAST)
+def _write_runs(h, rectify, scale, shift, filled, scales, first, spare, out, factor):
+    """`_write_run` of the units of each word."""
+    for w in range(4):
+        low, high = _run(len(h), w)
+        groups = (high - low) // LANES
+        at, rest = low + groups * LANES, (high - low) % LANES
+        whole, last = filled[w, :groups], filled[w, groups:]
+        if len(scale):
+            n = _write_run(h, low, scale, shift, low, rectify, whole, scales, first[w], out, factor, low)
+        else:
+            n = _write_run(h, low, None, None, low, rectify, whole, scales, first[w], out, factor, low)
+        if rest:
+            units, out_of, factor_of = spare[0], spare[1], spare[2, : min(LANES, len(factor))]
+            units[:rest] = h[at:high]
+            if len(scale):
+                _write_run(units, 0, scale, shift, at, rectify, last[:1], scales, n, out_of, factor_of, 0)
+            else:
+                _write_run(units, 0, None, None, at, rectify, last[:1], scales, n, out_of, factor_of, 0)
+            out[at:high] = out_of[:rest]
+            if len(factor):
+                factor[at:high] = factor_of[:rest]
 
 
 @njit(**FAST)
@@ -610,72 +704,41 @@ def _pack_words(words, filled, packed_words, n):
 
 
 @njit(**FAST)
-def _unpack_scales(packed, n, filled, scales):
-    for g in range(len(filled)):
-        n += _unpack(packed, n, filled[g], scales, g * LANES)
-
-
-@njit(**FAST)
-def _scale_row(h, rectify, chosen, scratch, scale, r, out, factor):
+def _scale_row(h, rectify, chosen, scratch, scale, shift, r, out, factor, spare):
     """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest."""
-    magnitude, filled, packed, keep, _, _, _, _, _, _, first, scales = scratch
-    inverse_l1, largest, power1, power2 = chosen
+    filled, packed, keep, _, _, _, _, _, _, first = scratch
+    inverse_l1, largest = chosen
+    packed = packed[: first[4]]
     if inverse_l1 > f32(0.0):
-        _scales(packed[: first[4]], keep, inverse_l1, largest, r)
-        for w in range(4):
-            _unpack_scales(packed, first[w], filled[w], scales[_run(len(h), w)[0] :])
+        _scales(packed, keep, inverse_l1, largest, r)
     else:
-        scales[:] = f32(0.0)
-    if rectify:
-        if power2 != f32(1.0):
-            _multiply(magnitude, power2)
-        _write_scaled_magnitudes(magnitude, power1, scales, out)
-    else:
-        _write_scaled(h, scales, out)
-    if len(factor) and len(scale):
-        for start in range(0, len(h), len(scale)):
-            _write_product(scales[start : start + len(scale)], scale, factor[start : start + len(scale)])
-    elif len(factor):
-        _write(scales, factor)
+        packed[:] = f32(0.0)
+    _write_runs(h, rectify, scale, shift, filled, packed, first, spare, out, factor)
 
 
 @njit(**FAST)
-def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
+def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1, spare):
     """Choose one row's kept units, among those that are not 0, which are packed side by side first.
 
-    Returns what a packed magnitude is to be multiplied by for p (0 if there is none, -1 for nan or inf), the largest
-    of them, and two powers of two that lead from magnitudes back to units.
+    Returns what a packed magnitude is to be multiplied by for p (0 if there is none, -1 for nan or inf), and the
+    largest of them.
     """
-    magnitude, filled, packed, keep, words, packed_words, since, lower, begins, target, first, _ = scratch
+    filled, packed, keep, words, packed_words, since, lower, begins, target, first = scratch
     a = len(h)
-    if len(scale):
-        bits = _normalized(h, scale, shift, magnitude)
-    elif rectify:
-        bits = _rectified(h, magnitude)
-    else:
-        bits = _magnitudes(h, magnitude)
+    _pack_runs(h, rectify, scale, shift, filled, packed, first, spare)
+    n = first[4]
+    bits = _bits_of_largest(packed[:n])
     if bits >= i32(EXPONENT_BITS):
-        return f32(-1.0), f32(0.0), f32(0.0), f32(0.0)
+        return f32(-1.0), f32(0.0)
     if bits == 0 or r == 0:
-        return f32(0.0), f32(0.0), f32(1.0), f32(1.0)
+        return f32(0.0), f32(0.0)
     exponent = math.frexp(_as_float(bits))[1]
     ordinary = abs(exponent) < 60  # so that the power of two may as well go into the other factor
-    power1 = power2 = f32(1.0)
     if not ordinary:
         half = exponent // 2  # 2**149 is no float32
-        _multiply(magnitude, f32(math.ldexp(1.0, -half)))
-        _multiply(magnitude, f32(math.ldexp(1.0, half - exponent)))
-        power1, power2 = f32(math.ldexp(1.0, half)), f32(math.ldexp(1.0, exponent - half))
+        _multiply(packed[:n], f32(math.ldexp(1.0, -half)))
+        _multiply(packed[:n], f32(math.ldexp(1.0, half - exponent)))
     unit = f32(math.ldexp(1.0, -exponent)) if ordinary else f32(1.0)
-    n = 0
-    for w in range(4):
-        low, high = _run(a, w)
-        first[w] = n
-        n = _pack_magnitudes(magnitude, low, high, filled[w], packed, n)
-        end = n
-        n = (n + 2 * LANES - 1) // LANES * LANES  # words are packed LANES at a time, and must not reach the next run's
-        packed[end:n] = f32(0.0)
-    first[4] = n
     keep = keep[:n]
     total = i64(0)
     for b in range(n // LANES):
@@ -716,12 +779,12 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1):
         r - arrived, packed, unit * TWO_40, total, lower, begins, levels, keep, words, target, c1, c2, tag, k0, k1
     )
     largest = f32(math.frexp(_as_float(bits))[0])
-    return f32(1.0 / l1) * unit, largest / unit, power1, power2
+    return f32(1.0 / l1) * unit, largest / unit
 
 
 @njit(**FAST)
 def _write_mask(chosen, scratch, mask):
-    magnitude, _, _, keep, _, _, _, _, _, _, first, _ = scratch
+    filled, _, keep, _, _, _, _, _, _, first = scratch
     mask[:] = False
     if not chosen:
         return
@@ -729,7 +792,7 @@ def _write_mask(chosen, scratch, mask):
         n = first[w]
         low, high = _run(len(mask), w)
         for i in range(low, high):
-            if magnitude[i] != f32(0.0):
+            if filled[w, (i - low) // LANES] >> ((i - low) % LANES) & 1:
                 mask[i] = keep[n]
                 n += 1
 
@@ -738,7 +801,7 @@ def _write_mask(chosen, scratch, mask):
 def sap_rows(memory, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, out, factor, mask):
     """SAP on rows of units (N, a), float32 or bfloat16 (as uint16); True if all are finite.
 
-    With `rectify` of their relu; with `scale` and `shift`, which repeat along the row, of relu(h * scale + shift).
+    With `rectify` of their relu; with `scale` and `shift`, which `affine_of` made, of relu(h * scale + shift).
     `factor` (the derivative of out by h) and `mask` are (N, a), or (0, 0) if not wanted. The arithmetic is float32,
     rounded once at the end. `memory`, bytes, has a row for each worker.
     """
@@ -747,14 +810,15 @@ def sap_rows(memory, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, ou
     finite = np.ones(n, dtype=np.bool_)
     for worker in prange(workers):
         scratch = _scratch(memory[worker], a)
+        spare = np.empty((3, LANES), dtype=h.dtype)
         for row in range(worker * n // workers, (worker + 1) * n // workers):
             names = u64(ids[row]) & LOW, u64(passes[row]) & LOW
-            chosen = _choose_row(h[row], rectify, scale, shift, r, scratch, names[0], names[1], layer, k0, k1)
+            chosen = _choose_row(h[row], rectify, scale, shift, r, scratch, names[0], names[1], layer, k0, k1, spare)
             finite[row] = chosen[0] >= f32(0.0)
             if len(mask):
                 _write_mask(chosen[0] > f32(0.0), scratch, mask[row])
             wanted = factor[row] if len(factor) else out[row, :0]
-            _scale_row(h[row], rectify, chosen, scratch, scale, r, out[row], wanted)
+            _scale_row(h[row], rectify, chosen, scratch, scale, shift, r, out[row], wanted, spare)
     return finite.all()
 
 
@@ -854,38 +918,34 @@ def _lines(count, size):
 
 @njit(**FAST)
 def _lengths(a):
-    """Of the rows that grow with the map: units and then some, units packed, groups of each word, sums of weights."""
+    """Of the rows that grow with the map: units packed, groups of each word, sums of weights."""
     packed = (a + LANES - 1) // LANES * LANES + 8 * LANES
     quarter = (a + 3) // 4
-    whole = 4 * quarter + LANES  # a run's last LANES units may reach so far
-    return whole, packed, (quarter + LANES - 1) // LANES, packed // (LANES - 1) + LEVELS * LANES
+    return packed, (quarter + LANES - 1) // LANES, packed // (LANES - 1) + LEVELS * LANES
 
 
 @functools.cache
 def _bytes_of_scratch(a: int) -> int:
     """What `_scratch` takes of `memory`."""
-    whole, packed, groups, sums = _lengths(a)
-    return int(2 * _lines(whole, 4) + 2 * _lines(packed, 4) + _lines(packed, 1) + _lines(4 * groups, 2) + 8 * sums)
+    packed, groups, sums = _lengths(a)
+    return int(2 * _lines(packed, 4) + _lines(packed, 1) + _lines(4 * groups, 2) + 8 * sums)
 
 
 @njit(**FAST)
 def _scratch(memory, a):
     """A worker's own rows, the long ones in `memory`.
 
-    Magnitudes, and which are not 0; these alone, their mask, words, words side by side, and times; sums of weights and
-    where their levels begin, missing draws, where the units of each word begin among what is packed, and scales.
+    Which units are not 0; these units' magnitudes, their mask, words, words side by side, and times; sums of weights
+    and where their levels begin, missing draws, and where the units of each word begin among what is packed.
     """
-    whole, packed, groups, sums = _lengths(a)
-    at_scales = _lines(whole, 4)
-    at_packed = at_scales + _lines(whole, 4)
-    at_words = at_packed + _lines(packed, 4)
+    packed, groups, sums = _lengths(a)
+    at_words = _lines(packed, 4)
     at_keep = at_words + _lines(packed, 4)
     at_filled = at_keep + _lines(packed, 1)
     at_sums = at_filled + _lines(4 * groups, 2)
     return (
-        memory[: 4 * whole].view(np.float32),
         memory[at_filled : at_filled + 8 * groups].view(np.uint16).reshape(4, groups),
-        memory[at_packed : at_packed + 4 * packed].view(np.float32),
+        memory[: 4 * packed].view(np.float32),
         memory[at_keep : at_keep + packed].view(np.bool_),
         np.empty((4, CHUNK), dtype=np.uint32),
         memory[at_words : at_words + 4 * packed].view(np.uint32),
@@ -894,11 +954,10 @@ def _scratch(memory, a):
         np.empty(LEVELS, dtype=np.int64),
         np.empty((2, 2 * CHUNK), dtype=np.int64),
         np.empty(5, dtype=np.int64),
-        memory[at_scales : at_scales + 4 * whole].view(np.float32),
     )
 
 
-KEPT_BYTES = 2**25  # per worker: enough for maps of 1.8 million units
+KEPT_BYTES = 2**25  # per worker: enough for maps of 3 million units
 _kept = threading.local()
 
 
@@ -973,13 +1032,10 @@ _UNWANTED = {
 _NO_AFFINE = np.empty(0, dtype=np.float32)
 
 
-def affine_of(scale: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-    """A scale and a shift per channel, float32 (C,), repeated to a whole number of chunks; None if C does not fit."""
-    channels = len(scale)
-    if max(channels, CHUNK) % min(channels, CHUNK):
-        return None
-    times = max(1, CHUNK // channels)
-    return np.tile(scale.detach().numpy(), times), np.tile(shift.detach().numpy(), times)
+def affine_of(scale: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """A scale and a shift per channel, float32 (C,), repeated so that LANES of them follow on each of the first."""
+    count = -(-LANES // len(scale)) * len(scale) + LANES
+    return np.resize(scale.detach().numpy(), count), np.resize(shift.detach().numpy(), count)
 
 
 def _contiguous(h: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -69,18 +70,28 @@ def test_kernel_and_reference_keep_the_same_units_of_large_maps(size: int) -> No
 
 
 def check_the_packing() -> None:
-    """Every set of bits of LANES packs as numpy's indexing, unpacks to what it was, and weighs what it weighs."""
+    """Every set of bits of LANES packs as numpy's indexing, unpacks to what it was, and weighs what it weighs.
+
+    So do units, of float32 and bfloat16, and with a scale and a shift for each channel.
+    """
     generator = np.random.default_rng(0)
     groups = 2**16
     filled = np.arange(groups, dtype=np.uint16)
     set_ = (filled[:, None] >> np.arange(cpu.LANES) & 1).astype(bool).ravel()
-    values = generator.random(groups * cpu.LANES, dtype=np.float32) ** 8
-    packed, unpacked = np.zeros(len(values) + cpu.LANES, np.float32), np.ones_like(values)
+    values = generator.random(groups * cpu.LANES, dtype=np.float32) ** 8 + np.float32(1e-6)
+    packed = np.zeros(len(values) + cpu.LANES, np.float32)
     n = cpu._pack_words(values, filled, packed, 0)
     assert n == set_.sum()
     np.testing.assert_array_equal(packed[:n], values[set_])
-    cpu._unpack_scales(packed, 0, filled, unpacked)
-    np.testing.assert_array_equal(unpacked, np.where(set_, values, 0))
+    units = np.where(set_, values * np.where(values > 0.01, np.float32(-1), np.float32(1)), np.float32(0))
+    affine = cpu.affine_of(torch.tensor([1.0, 2.0, -4.0]), torch.tensor([0.0, 0.5, 0.0]))
+    scale, shift = (np.resize(t[:3], len(units)) for t in affine)
+    for h, dtype in ((units, torch.float32), (_array(torch.from_numpy(units).bfloat16()), torch.bfloat16)):
+        of_h = torch.from_numpy(units).to(dtype).double()
+        for pair, wide in (((None, None), of_h), (affine, of_h * torch.from_numpy(scale) + torch.from_numpy(shift))):
+            x = wide.to(dtype).float().numpy()
+            for rectify in (False, True):
+                check_the_runs(h, pair, x, rectify)
     power = np.float32(2.0**WEIGHT_BITS)
     weights = (values * power).astype(np.int64).reshape(-1, cpu.LANES)
     drawn = generator.integers(0, weights[:500].sum(1))
@@ -88,6 +99,27 @@ def check_the_packing() -> None:
         assert _block_weight(values, block * cpu.LANES, power) == weights[block].sum()
         unit = _unit_of(values, block * cpu.LANES, power, drawn[block])
         assert unit == np.searchsorted(weights[block].cumsum(), drawn[block], side="right")
+
+
+def check_the_runs(h: Any, affine: tuple[Any, Any], x: Any, rectify: bool) -> None:
+    """Units h that `affine` takes to x, packed and, as their own scales, written back."""
+    noted, packed = np.zeros(len(h) // cpu.LANES, np.uint16), np.zeros(len(h) + cpu.LANES, np.float32)
+    n = cpu._pack_run(h, 0, *affine, 0, rectify, cpu.ALL, noted, packed, 0)
+    active = x > 0 if rectify else x != 0
+    np.testing.assert_array_equal(np.unpackbits(noted.view(np.uint8), bitorder="little").astype(bool), active)
+    np.testing.assert_array_equal(packed[:n], np.abs(x[active]))
+    out, factor = np.ones_like(h), np.ones_like(h)
+    assert cpu._write_run(h, 0, *affine, 0, rectify, noted, packed, 0, out, factor, 0) == n
+    scales = np.where(active, np.abs(x), np.float32(0))
+    derivative = scales if affine[0] is None else scales * np.resize(affine[0][:3], len(h))
+    for found, expected in ((out, np.maximum(x, 0) * scales if rectify else x * scales), (factor, derivative)):
+        wanted = torch.from_numpy(expected)
+        np.testing.assert_array_equal(found, wanted.numpy() if h.dtype == np.float32 else _array(wanted.bfloat16()))
+
+
+def _array(x: torch.Tensor) -> Any:
+    """bfloat16 as the kernel has it."""
+    return x.view(torch.int16).numpy().view(np.uint16)
 
 
 _block_weight = numba.njit(lambda magnitude, i, power: cpu._block_weight(magnitude, i, power))
@@ -234,15 +266,13 @@ def test_no_vector_reaches_beyond_a_workers_rows(a: int) -> None:
     memory = np.empty(cpu._bytes_of_scratch(a), dtype=np.uint8)
     rows = cpu._scratch(memory, a)
     places = [(row.ctypes.data, row.nbytes) for row in rows if np.may_share_memory(row, memory)]
-    assert len(places) == 7
+    assert len(places) == 5
     before = [memory.ctypes.data, *(place + count for place, count in sorted(places))]
     assert all(end <= place for end, (place, _) in zip(before, sorted(places), strict=False)), "two rows overlap"
     assert before[-1] <= memory.ctypes.data + len(memory)
-    magnitude, filled, packed, keep, _, words, _, lower, begins, _, first, scales = rows
+    filled, packed, keep, _, words, _, lower, begins, _, first = rows
     assert filled.shape == (4, ((a + 3) // 4 + cpu.LANES - 1) // cpu.LANES)
     assert len(keep) == len(words) == len(packed)
-    last = max(cpu._run(a, w)[0] for w in range(4)) + cpu.LANES * filled.shape[1]
-    assert last <= min(len(magnitude), len(scales))
     ends = 0
     for low, high in (cpu._run(a, w) for w in range(4)):
         ends = (ends + high - low + 2 * cpu.LANES - 1) // cpu.LANES * cpu.LANES
@@ -259,12 +289,13 @@ def test_bfloat16_conversions_are_torchs() -> None:
     x = torch.cat(
         [torch.randn(10_000, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, -0.0, 1.00390625])]
     )
-    narrow = np.empty(len(x), dtype=np.uint16)
-    cpu._write(x.numpy(), narrow)
+    x = torch.cat([x, torch.ones(-len(x) % cpu.LANES)])
+    narrow, all_ = np.empty(len(x), np.uint16), np.full(len(x) // cpu.LANES, cpu.ALL)
+    cpu._write_run(x.numpy(), 0, None, None, 0, False, all_, np.ones(len(x), np.float32), 0, narrow, narrow[:0], 0)
     assert torch.equal(torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16), x.bfloat16())
-    magnitude = np.empty(len(x), dtype=np.float32)
-    cpu._magnitudes(narrow, magnitude)
-    assert torch.equal(torch.from_numpy(magnitude), x.bfloat16().float().abs())
+    packed = np.empty(len(x) + cpu.LANES, np.float32)
+    n = cpu._pack_run(narrow, 0, None, None, 0, False, cpu.ALL, all_, packed, 0)
+    assert torch.equal(torch.from_numpy(packed[:n]), x[x != 0].bfloat16().float().abs())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
