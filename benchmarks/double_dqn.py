@@ -3,8 +3,9 @@
     python benchmarks/double_dqn.py
 
 The same game and the same replay ratio of 8 samples per step. Theirs runs as its documentation has it: one game,
-a minibatch of 32 after every fourth step, float32, and the plain DQN target, which takes one forward pass less. Then
-what a step of ours costs with ever more transitions to draw from, which are copies of those that were played.
+a minibatch of 32 after every fourth step, float32, the plain DQN target, which takes one forward pass less, and the
+last 10,000 transitions. Ours draws from a full replay, of copies of what was played. Then what a step of ours costs
+with fewer transitions to draw from.
 """
 
 import dataclasses
@@ -68,6 +69,8 @@ def main() -> None:
         ours = _Run("benchmark", recipe, device, Path(folder))
         advance(ours, recipe.learning_starts)
         theirs.learn(200)
+        sizes = [size for size in (10_000, 100_000, 1_000_000) if size <= recipe.replay]
+        fill(ours, sizes[-1])
         candidates = {
             "ours, Double DQN, bfloat16": lambda: advance(ours, options.steps),
             "stable-baselines3, DQN, float32": lambda: theirs.learn(options.steps, reset_num_timesteps=False),
@@ -76,8 +79,6 @@ def main() -> None:
         table: list[dict[str, object]] = [
             {"agent": name, **percentiles(options.steps / seconds[name]), "unit": "steps/s"} for name in candidates
         ]
-        sizes = [size for size in (10_000, 100_000, 1_000_000) if size <= recipe.replay]
-        fill(ours, sizes[-1])
         growing = {
             f"ours, {size:,} transitions in the replay": functools.partial(advance_on_newest, ours, size, options.steps)
             for size in sizes
