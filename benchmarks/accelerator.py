@@ -1,6 +1,6 @@
 """Everything that wants a GPU, in one command that can be cut off and started again.
 
-    python benchmarks/accelerator.py --out FOLDER [--minutes 9]
+    python benchmarks/accelerator.py --out FOLDER [--minutes 9] [--dataset cifar10]
 
 In order: the tests of the Triton kernels on the hardware, the benchmarks, the cells that are missing of figures whose
 networks are all there, the trainings that have no checkpoint, all of them side by side, and the other cells. Each step
@@ -39,7 +39,8 @@ def steps(dataset: str = "cifar10") -> list[dict[str, list[str]]]:
     s = experiments.settings(dataset)
     trained = [name for name in experiments.FIGURES if all(cell.computable for cell in experiments.cells(name, s))]
     cells = [*python, "-m", "sapcore.cli", "run", *of]
-    groups.append({"cells-of-trained": [*cells, *trained]})
+    if trained:
+        groups.append({"cells-of-trained": [*cells, *trained]})
     untrained = [
         name for name in (*RECIPES, *double_dqn.RECIPES)
         if not (ROOT / "data" / "checkpoints" / f"{name}.safetensors").exists()
@@ -105,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for marks, log.txt and results.tar")
     parser.add_argument("--minutes", type=float, default=9, help="begin nothing, and end what runs, after this time")
-    parser.add_argument("--dataset", default="cifar10", choices=data.DATASETS)
+    parser.add_argument("--dataset", default="cifar10", choices=data.DATASETS, help="of the benchmarks and cells")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * options.minutes
@@ -115,7 +116,7 @@ def main() -> None:
     done = set(marks.read_text().split()) if marks.exists() else set()
     failed = []
     for group in steps(options.dataset):
-        todo = {name: command for name, command in group.items() if name not in done}
+        todo = {name: command for name, command in group.items() if f"{options.dataset}/{name}" not in done}
         if not todo:
             continue
         if time.monotonic() > deadline:
@@ -123,7 +124,7 @@ def main() -> None:
             break
         for name, status in run(todo, options.out, deadline).items():
             if status == 0:
-                done.add(name)
+                done.add(f"{options.dataset}/{name}")
                 marks.write_text("\n".join(sorted(done)) + "\n")
             elif status is not None:
                 failed.append(name)

@@ -3,9 +3,9 @@
     python benchmarks/double_dqn.py
 
 The same game and the same replay ratio of 8 samples per step. Theirs runs as its documentation has it: one game,
-a minibatch of 32 after every fourth step, float32, the plain DQN target, which takes one forward pass less, and the
-last 10,000 transitions. Ours draws from a full replay, of copies of what was played. Then what a step of ours costs
-with fewer transitions to draw from.
+a minibatch of 32 after every fourth step, float32, and the plain DQN target, which takes one forward pass less. Ours
+draws from a full replay, of copies of what was played, and theirs from the few thousand that it has played. Then what
+a step of ours costs with fewer transitions to draw from.
 """
 
 import dataclasses

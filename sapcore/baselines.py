@@ -19,13 +19,15 @@ from torch.nn.utils import parametrize
 from sapcore import noise_cpu
 from sapcore.errors import SapcoreError
 from sapcore.randomness import Begun, Noise, NoisyModel, normal, per_example, split_seed, words
-from sapcore.sap.layer import Kinds, put_after, sap
+from sapcore.sap.layer import ModuleTypes, put_after, sap
 from sapcore.sap.reference import draws, from_units, to_units
 
 BACKENDS = ("auto", "reference", "cpu")
 
 
-def with_dropout(model: nn.Module, rate: float = 0.1, backend: str = "auto", after: Kinds = (nn.ReLU,)) -> NoisyModel:
+def with_dropout(
+    model: nn.Module, rate: float = 0.1, backend: str = "auto", after: ModuleTypes = (nn.ReLU,)
+) -> NoisyModel:
     """Dropout after every ReLU, on at test time too: a unit is 0 with probability `rate`, else h / (1 - rate) (Fig. 2).
 
     `after`: other types of modules that it follows, as in `with_sap`.
@@ -36,13 +38,13 @@ def with_dropout(model: nn.Module, rate: float = 0.1, backend: str = "auto", aft
     return _noisy_activations(model, "dropout", rate, backend, after)
 
 
-def with_rna(model: nn.Module, std: float, backend: str = "auto", after: Kinds = (nn.ReLU,)) -> NoisyModel:
-    """Random noisy activations: h + N(0, std^2) for each unit after every ReLU (App. B.5)."""
+def with_rna(model: nn.Module, std: float, backend: str = "auto", after: ModuleTypes = (nn.ReLU,)) -> NoisyModel:
+    """Random noisy activations: h + N(0, std^2) for each unit after every ReLU, or `after` others (App. B.5)."""
     return _noisy_activations(model, "rna", _check_std(std), backend, after)
 
 
-def with_rsa(model: nn.Module, std: float, backend: str = "auto", after: Kinds = (nn.ReLU,)) -> NoisyModel:
-    """Randomly scaled activations: h N(1, std^2) for each unit after every ReLU (App. B.6)."""
+def with_rsa(model: nn.Module, std: float, backend: str = "auto", after: ModuleTypes = (nn.ReLU,)) -> NoisyModel:
+    """Randomly scaled activations: h N(1, std^2) for each unit after every ReLU, or `after` others (App. B.6)."""
     return _noisy_activations(model, "rsa", _check_std(std), backend, after)
 
 
@@ -119,7 +121,7 @@ def _check_std(std: float) -> float:
     return float(std)
 
 
-def _noisy_activations(model: nn.Module, kind: str, level: float, backend: str, after: Kinds) -> NoisyModel:
+def _noisy_activations(model: nn.Module, kind: str, level: float, backend: str, after: ModuleTypes) -> NoisyModel:
     noise = Noise()
     noisy = put_after(model, after, lambda rectify: ActivationNoise(kind, level, noise, backend, rectify))
     return NoisyModel(noisy, noise, {"kind": kind, "level": level})
@@ -220,7 +222,7 @@ def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     return list(once.values())
 
 
-_ONE_AT_A_TIME = threading.RLock()
+_ONE_PASS_AT_A_TIME = threading.RLock()
 """Other threads would see a pass's weights in the place of the network's own."""
 
 
@@ -252,7 +254,7 @@ class _NoisyWeights(NoisyModel):
         for number in numbers.unique().tolist():
             place = (numbers == number).nonzero()[:, 0]
             chosen = rows if len(place) == len(rows) else rows[place.to(rows.device)]
-            with _ONE_AT_A_TIME:
+            with _ONE_PASS_AT_A_TIME:
                 outputs.append(functional_call(self.model, self.weights(seed, number), (chosen,)))
             places.append(place)
         if len(outputs) == 1:

@@ -67,7 +67,8 @@ def predict(
 
     x: (N, 3, 32, 32), uint8 or float in 0-255; ids: int64 (N,), names of the examples, default 0..N-1.
     A deterministic network is run once. At most `batch_size` rows are in memory at a time; the result
-    does not depend on it but for float rounding.
+    does not depend on it but for float rounding. Raises `SapcoreError` for a network in training mode, and where its
+    output is nan or inf.
     """
     return _predict(model, x, None, passes, seed, ids, batch_size, precision)[0]
 
@@ -109,11 +110,11 @@ def _predict(
                 right = right + (logits.argmax(-1) == labels).sum(0)
         mean = (total / count).cpu()
         if wrong := int(mean.isnan().any(-1).sum()):
-            raise SapcoreError(f"the network's output is nan or inf for {wrong} of {len(mean)} images")
+            raise SapcoreError(f"the network's output is nan or inf for {wrong} of the first {rows.stop} images")
+        if y is not None and not rows.start:
+            check_labels(y, len(x), mean.shape[1])
         outputs.append(mean)
         counts.append(right.cpu())
-    if y is not None:
-        check_labels(y, len(x), outputs[0].shape[1])
     return torch.cat(outputs), torch.cat(counts) if y is not None else torch.zeros(0, dtype=torch.int64)
 
 

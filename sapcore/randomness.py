@@ -101,7 +101,7 @@ def per_example(n: int, ids: Tensor | None, passes: Tensor | int) -> tuple[Tenso
 class Noise(threading.local):
     """Which random numbers the layers of a network draw now: shared by them, set by `NoisyModel.forward`.
 
-    Each thread has its own, so that several may call one network at a time.
+    Each thread has its own, so that several may call one network at a time, once it has `begin`.
     """
 
     def __init__(self) -> None:
@@ -185,8 +185,9 @@ class NoisyModel(nn.Module):
     def begin(self, x: Tensor) -> Begun:
         """Compute of x what all passes have in common, the part before the first noisy layer.
 
-        Nothing, where torch.fx cannot follow the network. What goes on from there has a gradient by x, and none by the
-        weights of a BatchNorm that is one step with its SAP.
+        Nothing, where torch.fx cannot follow the network. While it does, at the first call and after a change of the
+        network, no other thread may call a network, whichever. What goes on from there has a gradient by x, and none
+        by the weights of a BatchNorm that is one step with its SAP.
         """
         if not len(x):
             return Begun(self.model, (x,))

@@ -168,7 +168,7 @@ def _restore_environment(before: dict[str, str]) -> None:
 
 
 _ONE_AT_A_TIME = threading.Lock()
-"""A worker may have several threads, but the layers of a noisy network share the names of their random numbers."""
+"""A worker may have several threads, but while torch.fx traces a network (`splitting`) no other may be called."""
 
 
 def _remote(cell: Cell, device: str | None, direction: Tensor | None) -> tuple[dict[str, Any], dict[str, Any]]:

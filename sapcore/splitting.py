@@ -1,11 +1,15 @@
 """Splits a network before its first noisy layers, so that many noisy passes share what they have in common."""
 
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+_ONE_TRACE_AT_A_TIME = threading.RLock()
+"""torch.fx changes how every module is called while it traces one: two at a time would leave it changed."""
 
 
 def split(
@@ -19,7 +23,8 @@ def split(
     """
     tracer = _Tracer(is_noisy)
     try:
-        graph = tracer.trace(model)
+        with _ONE_TRACE_AT_A_TIME:
+            graph = tracer.trace(model)
     except Exception:  # whatever the network's own code raises on torch.fx's proxies
         return None
     if any(has_hooks(module) for module in model.modules() if module not in tracer.leaves):

@@ -67,8 +67,9 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["film", "Bowling", "--out", "film.mp4"], "a film is a GIF, but --out is film.mp4: its name must end in .gif"),
     (
         ["show", "fig1b", "fig3", "--game", "Bowling"],
-        "--game and --episodes are of table1, but fig1b and fig3 was asked",
+        "--game and --episodes are of table1, but only fig1b, fig3 are asked",
     ),
+    (["show", "fig9", "--game", "Bowling"], "no figure is named 'fig9'; there are "),
     (["run", "table1", "--game", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["train", "resnet56"], "no recipe is named 'resnet56'; there are resnet20-cifar10, "),
     (["train", "double-dqn-Pong"], f"no recipe is named 'double-dqn-Pong'; there are {', '.join(BOTH)}"),

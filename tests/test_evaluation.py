@@ -109,7 +109,7 @@ class Broken(nn.Module):
 def test_outputs_that_are_no_numbers_are_refused() -> None:
     """argmax would take the first class."""
     assert predict(Broken().eval(), torch.zeros(1, 3)).argmax(1).tolist() == [1]
-    with pytest.raises(SapcoreError, match=r"^the network's output is nan or inf for 1 of 2 images$"):
+    with pytest.raises(SapcoreError, match=r"^the network's output is nan or inf for 1 of the first 2 images$"):
         predict(Broken().eval(), torch.zeros(2, 3))
 
 

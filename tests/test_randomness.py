@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from sapcore import SAP, attacks, evaluation, randomness, sap, with_sap
+from sapcore import SAP, attacks, checkpoints, evaluation, randomness, sap, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel
 from sapcore.sap import cpu
+from sapcore.splitting import split
 
 FULL = 0xFFFFFFFF
 RANDOM123 = [  # the known answers of philox4x32-10 in Random123's tests/kat_vectors
@@ -217,6 +218,26 @@ def test_threads_that_call_one_network_at_a_time_get_each_its_own_noise() -> Non
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda number: noisy(x, passes=number), passes))
     assert all(map(torch.equal, found, expected))
+
+
+def test_threads_that_begin_with_a_network_leave_torchs_modules_as_they_were(digits: tuple[Tensor, Tensor]) -> None:
+    """torch.fx puts itself between every module and its caller while it traces one."""
+    x, before = digits[0][:2], (nn.Module.__call__, nn.Module.__getattr__)
+    networks = [with_sap(checkpoints.load("resnet20-digits")) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda noisy: split_before_noise(noisy), networks))
+    assert (nn.Module.__call__, nn.Module.__getattr__) == before
+    noisy = networks[0]
+    noisy.begin(x[:1].float())
+    expected = [evaluation.predict(noisy, x, 3, seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: evaluation.predict(noisy, x, 3, seed), range(4)))
+    assert all(map(torch.equal, found, expected))
+
+
+def split_before_noise(noisy: NoisyModel) -> None:
+    """What `begin` does at its first call, without any other call of the network."""
+    split(noisy.model, lambda module: isinstance(module, SAP), lambda _: True)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda noisy: pickle.loads(pickle.dumps(noisy))])

@@ -301,18 +301,30 @@ IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("precision", bfloat16.PRECISIONS)
 @pytest.mark.parametrize(
     ("channels", "options"),
-    [(16, {}), (64, {}), (24, {}), (1024, {}), (16, {"affine": False}), (16, {"track_running_stats": False})],
+    [
+        (16, {}),
+        (64, {}),
+        (24, {}),
+        (1024, {}),
+        (16, {"affine": False}),
+        (16, {"track_running_stats": False}),
+        (1, {}),
+        (3, {}),
+        (5, {}),
+        (17, {}),
+    ],
 )
 def test_batch_norm_relu_and_sap_in_one_step_are_one_after_the_other(
     precision: str, channels: int, options: dict[str, bool]
 ) -> None:
     """Bit for bit; where the kernel cannot do it, and on the reference, by running them one after the other."""
     model = normalized(channels, **options).eval()
+    images = IMAGES[:, :, :, :9]  # 10 x 7 places, so that a word's units begin with any channel
     for backend in ("auto", "reference"):
         noisy = with_sap(model, 60, backend=backend)
-        assert "NormalizedSAP" in steps(noisy, IMAGES)
-        with torch.no_grad(), bfloat16.autocast(precision, IMAGES.device):
-            x = IMAGES.contiguous(memory_format=torch.channels_last)
+        assert "NormalizedSAP" in steps(noisy, images)
+        with torch.no_grad(), bfloat16.autocast(precision, images.device):
+            x = images.contiguous(memory_format=torch.channels_last)
             assert torch.equal(noisy(noisy.begin(x), seed=4), noisy(x, seed=4))
 
 
@@ -330,6 +342,16 @@ def test_the_gradient_through_batch_norm_relu_and_sap_is_that_of_one_after_the_o
     found, expected = (mean_of_gradients(m, IMAGES, y, y, 0, range(3), 12, "float32") for m in (noisy, whole))
     assert expected.abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("precision", bfloat16.PRECISIONS)
+def test_nan_after_batch_norm_is_refused_in_one_step_too(precision: str) -> None:
+    noisy = with_sap(nn.Sequential(nn.Identity(), nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU()).eval())
+    x = IMAGES.clone()
+    assert "NormalizedSAP" in steps(noisy, x)
+    noisy.get_buffer("model.2.running_mean")[1] = torch.nan
+    with torch.no_grad(), bfloat16.autocast(precision, x.device), pytest.raises(SapcoreError, match="holds nan or inf"):
+        noisy(noisy.begin(x))
 
 
 def in_place(mean: Tensor) -> None:

@@ -115,12 +115,14 @@ class _Asked(nn.Module):
         self.model, self.seed, self.passes = model, seed, passes
         self.batch_size, self.precision = batch_size, precision
         self.calls = 0
-        self.labels = torch.zeros(0, dtype=torch.int64)
+        self.labels: Tensor | None = None
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self._answer(x)
-        check_labels(self.labels, len(self.labels), logits.shape[-1])
+        if self.labels is not None:
+            check_labels(self.labels, len(self.labels), logits.shape[-1])
+            self.labels = None  # once is enough
         return logits
 
     def _answer(self, x: Tensor) -> Tensor:

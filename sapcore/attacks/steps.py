@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -28,7 +29,16 @@ def check_pixels(x: Tensor) -> None:
     if not (low >= 0 and high <= 255):
         raise SapcoreError(f"pixels lie in [{low:g}, {high:g}], but must lie in [0, 255]")
     if high <= 1 and bool((x != x.round()).any()):
-        warnings.warn(f"pixels lie in [{low:g}, {high:g}], where 255 is white; give 255 * x if 1 is", stacklevel=4)
+        message = f"pixels lie in [{low:g}, {high:g}], where 255 is white; give 255 * x if 1 is"
+        warnings.warn(message, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` of whoever called sapcore, for the function that asks."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].startswith("sapcore."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -24,7 +24,7 @@ def with_bernoulli_sap(model: nn.Module, percent: float = 200, backward: str = "
     `backward` as in `SAP`; their own attack goes through the scale. Raises `SapcoreError` if there is no convolution.
     """
     noise = Noise()
-    guarded = put_after(model, nn.Conv2d, lambda _: BernoulliSAP(percent, noise, backward))
+    guarded = put_after(model, nn.Conv2d, lambda _: BernoulliSAP(percent, noise, backward), hint="")
     noisy = NoisyModel(guarded, noise, {"kind": "bernoulli-sap", "percent": percent})
     noisy.plain = (model,)
     return noisy

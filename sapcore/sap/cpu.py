@@ -3,8 +3,8 @@
 The loops are written so that LLVM turns each into vector instructions: no branches, 32-bit words, and
 logarithms and exponentials as polynomials. Units that are 0, half of them after a ReLU, cost no more than a random
 word: the others are packed side by side first. Integer sums (fixed point) make the result independent of the order
-of additions. Rows of float32 or bfloat16 units in channels_last order come in, go out, and nothing else
-touches memory but each worker's scratch rows, which stay in the cache.
+of additions. Rows of float32 or bfloat16 units in channels_last order come in, twice, the second time from the cache
+unless they are large, and go out, and nothing else touches memory but each worker's scratch rows, which stay there too.
 
 Numba caches what it compiles by the time stamp of this file alone: touch it after a change of a constant elsewhere.
 """
@@ -239,7 +239,7 @@ def _store_packed(context, builder, values, bits, kind, target, n):
 
 @intrinsic
 def _pack(typingctx, source, i, bits, target, n):
-    """Append those 32-bit numbers source[i : i + LANES] whose bits are set to target[:n]; returns how many.
+    """Write those 32-bit numbers source[i : i + LANES] whose bits are set to target[n:]; returns how many.
 
     Up to LANES numbers after them are overwritten too.
     """
@@ -254,7 +254,7 @@ def _pack(typingctx, source, i, bits, target, n):
 
 @intrinsic
 def _pack_units(typingctx, h, i, scale, shift, j, rectify, among, filled, g, target, n):
-    """Append the magnitudes of those of LANES `_units` that are not 0, as `_pack` does, and note in filled[g] which.
+    """Write the magnitudes of those of LANES `_units` that are not 0, as `_pack` does, and note in filled[g] which.
 
     With `rectify` those that are not 0 after their relu; nan is not. Only among those whose bits are set in `among`.
     """
@@ -618,7 +618,8 @@ def _period(scale):
 def _pack_run(h, i, scale, shift, j, rectify, among, filled, packed, n):
     """Append the magnitudes of units from i on that are not 0, LANES to each of `filled`, and note there which.
 
-    These units begin with the j-th of their row; only those are looked at whose bits are set in `among`.
+    These units begin with the j-th of their row; only those are looked at whose bits are set in `among`. Without scale
+    and shift these are None, of a type of its own, so that Numba compiles each case for itself.
     """
     period = _period(scale)
     j %= period

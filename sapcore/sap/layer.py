@@ -15,7 +15,7 @@ from sapcore.sap import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
 BACKWARDS = ("constant", "scale", "identity")
-Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
+ModuleTypes = type[nn.Module] | tuple[type[nn.Module], ...]
 
 
 @overload
@@ -307,7 +307,7 @@ class NormalizedSAP(nn.Module):
 def with_sap(
     model: nn.Module,
     percent: float = 100,
-    after: Kinds = (nn.ReLU,),
+    after: ModuleTypes = (nn.ReLU,),
     backend: str = "auto",
     backward: str = "constant",
 ) -> NoisyModel:
@@ -315,7 +315,8 @@ def with_sap(
 
     The copy is called as `noisy(x, seed=0, ids=None, passes=0)`; see `NoisyModel`. A plain ReLU and its SAP become
     one `SAP(rectify=True)`; a ReLU with hooks, or in place, stays before a SAP of its own. Only modules count:
-    a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first. `backward` is for adversaries,
+    a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first. `after` names other types of
+    modules that SAP is to follow, as `torch.nn.GELU`, or a tuple of such. `backward` is for adversaries,
     see `SAP`: the outputs are the same, their gradients are not.
     Raises `SapcoreError` if the network has no module of the types `after`, or is noisy already.
     """
@@ -326,13 +327,16 @@ def with_sap(
     return noisy
 
 
-def put_after(model: nn.Module, after: Kinds, layer: Callable[[bool], nn.Module]) -> nn.Module:
+HINT = " to put noise after; make its activations modules of that type, or name another, as in after=torch.nn.GELU"
+
+
+def put_after(model: nn.Module, after: ModuleTypes, layer: Callable[[bool], nn.Module], hint: str = HINT) -> nn.Module:
     """A copy of `model` with `layer(False)` after each module of these types; `layer(True)` replaces a plain ReLU.
 
     A ReLU in place stays, because others may see what it changes.
     """
     kinds = after if isinstance(after, tuple) else (after,)
-    if not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds):
+    if not kinds or not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds):
         raise SapcoreError(f"after is {after!r}, but must be a type of module or a tuple of such, as torch.nn.ReLU")
 
     def followed(module: nn.Module) -> nn.Module:
@@ -341,13 +345,16 @@ def put_after(model: nn.Module, after: Kinds, layer: Callable[[bool], nn.Module]
         return nn.Sequential(module, layer(False))
 
     check_plain(model)
-    return replace_modules(model, kinds, followed)
+    return replace_modules(model, kinds, followed, hint)
 
 
 def replace_modules(
-    model: nn.Module, kinds: tuple[type[nn.Module], ...], replace: Callable[[nn.Module], nn.Module]
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], replace: Callable[[nn.Module], nn.Module], hint: str = ""
 ) -> nn.Module:
-    """A copy of `model` with `replace(module)` in the place of each module of these types."""
+    """A copy of `model` with `replace(module)` in the place of each module of these types.
+
+    Raises `SapcoreError` if there is none, with the hint.
+    """
     copied = copy.deepcopy(model)
     found = 0
     for parent in list(copied.modules()):
@@ -359,8 +366,5 @@ def replace_modules(
                     parent.activation_relu_or_gelu = 0  # its fast path would go round the activation
     if not found:
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise SapcoreError(
-            f"the network has no {wanted} module to put noise after; make its activations modules of that type; "
-            "`after` takes other types too, as in after=(torch.nn.GELU,)"
-        )
+        raise SapcoreError(f"the network has no {wanted} module{hint}")
     return copied

@@ -123,9 +123,15 @@ def test_noise_refuses_pixels_out_of_range_too() -> None:
 def test_pixels_in_0_to_1_are_warned_of(dense: nn.Module, few: tuple[Tensor, Tensor]) -> None:
     """eps would be hundreds of times what was meant."""
     message = r"^pixels lie in \[0, 1\], where 255 is white; give 255 \* x if 1 is$"
-    for attack in (lambda x: attacks.noise(x, 4), lambda x: attacks.fgsm(dense, x, few[1], 4)):
-        with pytest.warns(UserWarning, match=message):
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda x: attacks.noise(x, 4),
+        lambda x: attacks.fgsm(dense, x, few[1], 4),
+        lambda x: attacks.iterative(dense, x, few[1], 4, steps=1),
+    ]
+    for attack in calls:
+        with pytest.warns(UserWarning, match=message) as warned:
             attack(few[0] / few[0].max())
+        assert warned[0].filename == __file__, "it points at the call"
         attack((few[0] > 100).float())  # black and all but black
 
 

@@ -285,6 +285,29 @@ def test_no_vector_reaches_beyond_a_workers_rows(a: int) -> None:
     assert level <= len(begins)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [0, 3])
+def test_no_vector_reaches_beyond_a_map(dtype: torch.dtype, channels: int) -> None:
+    """What lies before and after a map of any size is neither looked at nor written to."""
+    affine = cpu.affine_of(torch.ones(channels), torch.zeros(channels)) if channels else (cpu._NO_AFFINE,) * 2
+    names, memory = np.zeros(1, np.int64), np.empty((1, cpu._bytes_of_scratch(200)), np.uint8)
+    key = cpu.u64(1), cpu.u64(2)
+    for a in range(1, 140):
+        h, out, factor = (torch.full((1, a + 64), fill, dtype=dtype) for fill in (torch.nan, 7.0, 7.0))
+        h[0, 32 : 32 + a] = torch.rand(a, generator=torch.Generator().manual_seed(a)) - 0.3
+        rows = [_as_rows(t)[0, 32 : 32 + a].reshape(1, a) for t in (h, out, factor)]
+        mask = np.empty((0, 0), np.bool_)
+        assert cpu.sap_rows(memory, rows[0], True, *affine, a, *key, names, names, 3, *rows[1:], mask)
+        for t in (out, factor):
+            assert t[0, 32 : 32 + a].isfinite().all()
+            assert (t[0, :32] == 7).all()
+            assert (t[0, 32 + a :] == 7).all()
+
+
+def _as_rows(t: Tensor) -> Any:
+    return t.numpy() if t.dtype == torch.float32 else _array(t)
+
+
 def test_bfloat16_conversions_are_torchs() -> None:
     x = torch.cat(
         [torch.randn(10_000, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, -0.0, 1.00390625])]

@@ -136,12 +136,13 @@ def test_a_single_subnormal_unit_is_kept_as_it_is(backend: str, value: float) ->
 
 @every_kind
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5, 7)])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5, 7), (2, 16, 8, 8)])
 def test_nan_and_inf_are_refused(backend: str, dtype: torch.dtype, value: float, shape: tuple[int, ...]) -> None:
-    h = torch.ones(shape, dtype=dtype)
-    h[1].view(-1)[-1] = value
-    with pytest.raises(SapcoreError, match="the activation map holds nan or inf, but SAP needs finite activations"):
-        sap(h, backend=backend)
+    for place in (0, -1):
+        h = torch.ones(shape, dtype=dtype)
+        h[1].view(-1)[place] = value
+        with pytest.raises(SapcoreError, match="the activation map holds nan or inf, but SAP needs finite activations"):
+            sap(h, backend=backend)
 
 
 @pytest.mark.parametrize("layer", [-1, 2**16, 0.5, True])
@@ -329,10 +330,11 @@ def test_relu_and_sap_in_one_step_are_relu_then_sap(backend: str, dtype: torch.d
 @every_kind
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf])
 def test_relu_and_sap_in_one_step_refuse_nan_and_inf(backend: str, dtype: torch.dtype, bad: float) -> None:
-    h = torch.ones(3, 40, dtype=dtype)
-    h[1, 17] = bad
-    with pytest.raises(SapcoreError, match="the activation map holds nan or inf"):
-        with_sap(nn.Sequential(nn.ReLU()), 100, backend=backend)(h)
+    for size in (40, 400):
+        h = torch.ones(3, size, dtype=dtype)
+        h[1, 17] = bad
+        with pytest.raises(SapcoreError, match="the activation map holds nan or inf"):
+            with_sap(nn.Sequential(nn.ReLU()), 100, backend=backend)(h)
 
 
 def test_each_layer_of_resnet20_prunes_its_own_map(digits: tuple[Tensor, Tensor], noisy: NoisyModel) -> None:
@@ -412,7 +414,7 @@ class Functional(nn.Module):
 @pytest.mark.parametrize("model", [Functional(), nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Identity()])
 def test_a_network_without_relu_modules_is_refused(model: nn.Module) -> None:
     with pytest.raises(
-        SapcoreError, match="the network has no ReLU module to put noise after; make its activations modules"
+        SapcoreError, match="the network has no ReLU module to put noise after; make its activations modules of that"
     ):
         with_sap(model)
 
