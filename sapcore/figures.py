@@ -568,6 +568,16 @@ def scaling_lines(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def times_as_fast(times: dict[str, float], one: str, other: str) -> str:
+    """By how many times, p20, p50 and p80, it is faster one way than the other; the other way round if that is more."""
+    if times["p50"] < 1:
+        return times_as_fast({f"p{100 - p}": 1 / times[f"p{p}"] for p in (20, 50, 80)}, other, one)
+    return (
+        f"{one[0].upper()}{one[1:]} it is **{times['p50']:.1f} times** as fast as {other} "
+        f"({times['p20']:.1f} to {times['p80']:.1f})"
+    )
+
+
 def benchmark_origin(row: dict[str, Any]) -> Markdown:
     """One line: which benchmark, device, number of threads, versions and commit."""
     origin = row["provenance"]

@@ -105,6 +105,13 @@ def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
     ]
 
 
+def test_the_faster_way_is_named_first() -> None:
+    times = {"p20": 0.4, "p50": 0.5, "p80": 0.8}
+    assert figures.times_as_fast(times, "so", "by them") == "By them it is **2.0 times** as fast as so (1.2 to 2.5)"
+    inverse = {"p20": 1.25, "p50": 2.0, "p80": 2.5}
+    assert figures.times_as_fast(inverse, "by us", "so") == "By us it is **2.0 times** as fast as so (1.2 to 2.5)"
+
+
 def test_each_device_has_its_own_panel_or_line() -> None:
     rows = [{"label": "ours", "p50": 2.0, "line": False}, {"label": "plain copy", "p50": 0.5, "line": True}]
     both = [{"table": rows, "provenance": {"device": device}} for device in ("a CPU", "a GPU")]
