@@ -533,8 +533,8 @@ def speeds(frame: pd.DataFrame, axis: str) -> Figure:
         axes.set_xlim(low / 1.3, high * 1.3)  # the first and last numbers need room
         axes.set_yticks(at, dots["label"])
         axes.invert_yaxis()
-        if len(upright):
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=len(upright))
+    if lines.any():
+        _legend_above(figure, *panels[:, 0])
     return figure
 
 
