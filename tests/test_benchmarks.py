@@ -141,8 +141,8 @@ def test_the_accelerators_steps_are_the_tests_the_benchmarks_what_is_untrained_a
     names = cells["cells-of-trained"][6:]
     assert "fig1b" in names
     assert set(names) <= set(experiments.FIGURES)
-    untrained = {cell.checkpoint for name in names for cell in experiments.cells(name)} - trained
-    assert untrained == set()
+    needed = {cell.checkpoint for name in names for cell in experiments.cells(name)}
+    assert needed - {""} <= trained, "the random policy has no checkpoint"
 
 
 def test_the_accelerator_hands_the_data_set_on(accelerator: Any) -> None:
