@@ -220,24 +220,43 @@ def test_threads_that_call_one_network_at_a_time_get_each_its_own_noise() -> Non
     assert all(map(torch.equal, found, expected))
 
 
-def test_threads_that_begin_with_a_network_leave_torchs_modules_as_they_were(digits: tuple[Tensor, Tensor]) -> None:
+class Waiting(nn.Module):
+    """A network whose forward tells that it has begun, and waits for what may not come."""
+
+    def __init__(self, begun: threading.Event, until: threading.Event) -> None:
+        super().__init__()
+        self.relu, self.begun, self.until = nn.ReLU(), begun, until
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begun.set()
+        self.until.wait(1)
+        return self.relu(x)
+
+
+def test_two_threads_that_split_networks_leave_torchs_modules_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.fx puts itself between every module and its caller while it traces one."""
-    x, before = digits[0][:2], (nn.Module.__call__, nn.Module.__getattr__)
-    networks = [with_sap(checkpoints.load("resnet20-digits")) for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda noisy: split_before_noise(noisy), networks))
-    assert (nn.Module.__call__, nn.Module.__getattr__) == before
-    noisy = networks[0]
+    before = nn.Module.__call__
+    monkeypatch.setattr(nn.Module, "__call__", before)  # put back whatever happens
+    first, second, done = (threading.Event() for _ in range(3))
+
+    def one() -> None:
+        split(Waiting(first, second), lambda module: isinstance(module, nn.ReLU), lambda _: True)
+        done.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(one)
+        assert first.wait(60)
+        split(Waiting(second, done), lambda module: isinstance(module, nn.ReLU), lambda _: True)
+    assert nn.Module.__call__ is before
+
+
+def test_threads_may_predict_with_a_network_that_has_begun(digits: tuple[Tensor, Tensor]) -> None:
+    noisy, x = with_sap(checkpoints.load("resnet20-digits")), digits[0][:2]
     noisy.begin(x[:1].float())
     expected = [evaluation.predict(noisy, x, 3, seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda seed: evaluation.predict(noisy, x, 3, seed), range(4)))
     assert all(map(torch.equal, found, expected))
-
-
-def split_before_noise(noisy: NoisyModel) -> None:
-    """What `begin` does at its first call, without any other call of the network."""
-    split(noisy.model, lambda module: isinstance(module, SAP), lambda _: True)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda noisy: pickle.loads(pickle.dumps(noisy))])

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sapcore.attacks.steps import check_eps, check_pixels
-from sapcore.errors import check_tensor
 from sapcore.evaluation import as_pixels
 from sapcore.randomness import per_example, stream, words
 
@@ -18,7 +17,6 @@ def noise(x: Tensor, eps: float, seed: int = 0, ids: Tensor | None = None) -> Te
     The signs depend on (seed, id, pixel) alone.
     """
     eps = check_eps(eps)
-    check_tensor("x", x)
     check_pixels(x)
     ids, passes = per_example(len(x), ids, 0)
     word = words(stream(seed, "noise"), ids, passes, 0, math.prod(x.shape[1:]))

@@ -23,6 +23,7 @@ def check_eps(eps: float) -> float:
 
 def check_pixels(x: Tensor) -> None:
     """Stop if a pixel is not in [0, 255]; warn if all look as if white were 1."""
+    check_tensor("x", x)
     if not x.numel():
         return
     low, high = float(x.min()), float(x.max())
@@ -56,9 +57,8 @@ def in_batches(
 ) -> Tensor:
     """Run `attack(x, y, ids)` on batches of pixels in 0-255; returns float32 on the device of x."""
     check_network(model)
-    check_tensor("x", x)
-    y = check_labels(y, len(x))
     check_pixels(x)
+    y = check_labels(y, len(x))
     device = device_of(model)
     done = [
         attack(as_pixels(x[rows], device), y[rows].to(device), names).to(x.device)

@@ -3,8 +3,8 @@
 The loops are written so that LLVM turns each into vector instructions: no branches, 32-bit words, and
 logarithms and exponentials as polynomials. Units that are 0, half of them after a ReLU, cost no more than a random
 word: the others are packed side by side first. Integer sums (fixed point) make the result independent of the order
-of additions. Rows of float32 or bfloat16 units in channels_last order come in, twice, the second time from the cache
-unless they are large, and go out, and nothing else touches memory but each worker's scratch rows, which stay there too.
+of additions. Rows of float32 or bfloat16 units in channels_last order are read twice, the second time from the cache
+unless they are large, and written once; each worker's scratch rows stay in the cache too.
 
 Numba caches what it compiles by the time stamp of this file alone: touch it after a change of a constant elsewhere.
 """
@@ -138,11 +138,6 @@ def _moved(builder, values, places):
     return builder.call(permute, [values, places])
 
 
-def _all_moved(builder, low, high):
-    """Twice eight floats as LANES."""
-    return builder.shuffle_vector(low, high, ir.Constant(PLACES, list(range(LANES))))
-
-
 def _places(builder, name, bits, row):
     """`row(bits)`, eight places, of a table with a row for each of the 256 sets of eight bits."""
     kind = ir.ArrayType(EIGHT_BYTES, 256)
@@ -205,7 +200,7 @@ def _expanded(context, builder, kind, source, n, bits):
             moved = _moved(builder, read, _places(builder, "set_before", part, _set_before))
             flags = builder.bitcast(part, ir.VectorType(ir.IntType(1), 8))
             found.append(builder.select(flags, moved, ir.Constant(EIGHT_FLOATS, None)))
-        return _all_moved(builder, *found)
+        return builder.shuffle_vector(*found, ir.Constant(PLACES, list(range(LANES))))
     first = builder.gep(context.make_array(kind)(context, builder, source).data, [n])
     expand = _llvm(builder, FLOATS, [first.type, mask.type, FLOATS], f"masked.expandload.v{LANES}f32")
     return builder.call(expand, [first, mask, ir.Constant(FLOATS, None)])
@@ -656,17 +651,11 @@ def _pack_runs(h, rectify, scale, shift, filled, packed, first, spare):
         at, rest = low + groups * LANES, (high - low) % LANES
         whole, last = filled[w, :groups], filled[w, groups:]
         last[:] = u16(0)
-        if len(scale):
-            n = _pack_run(h, low, scale, shift, low, rectify, ALL, whole, packed, n)
-        else:
-            n = _pack_run(h, low, None, None, low, rectify, ALL, whole, packed, n)
+        n = _pack_run(h, low, scale, shift, low, rectify, ALL, whole, packed, n)
         if rest:  # after which the row may end
             units, among = spare[0], u16((1 << rest) - 1)
             units[:rest] = h[at:high]
-            if len(scale):
-                n = _pack_run(units, 0, scale, shift, at, rectify, among, last[:1], packed, n)
-            else:
-                n = _pack_run(units, 0, None, None, at, rectify, among, last[:1], packed, n)
+            n = _pack_run(units, 0, scale, shift, at, rectify, among, last[:1], packed, n)
         end = n
         n = (n + 2 * LANES - 1) // LANES * LANES  # words are packed LANES at a time, and must not reach the next run's
         packed[end:n] = f32(0.0)
@@ -681,17 +670,11 @@ def _write_runs(h, rectify, scale, shift, filled, scales, first, spare, out, fac
         groups = (high - low) // LANES
         at, rest = low + groups * LANES, (high - low) % LANES
         whole, last = filled[w, :groups], filled[w, groups:]
-        if len(scale):
-            n = _write_run(h, low, scale, shift, low, rectify, whole, scales, first[w], out, factor, low)
-        else:
-            n = _write_run(h, low, None, None, low, rectify, whole, scales, first[w], out, factor, low)
+        n = _write_run(h, low, scale, shift, low, rectify, whole, scales, first[w], out, factor, low)
         if rest:
             units, out_of, factor_of = spare[0], spare[1], spare[2, : min(LANES, len(factor))]
             units[:rest] = h[at:high]
-            if len(scale):
-                _write_run(units, 0, scale, shift, at, rectify, last[:1], scales, n, out_of, factor_of, 0)
-            else:
-                _write_run(units, 0, None, None, at, rectify, last[:1], scales, n, out_of, factor_of, 0)
+            _write_run(units, 0, scale, shift, at, rectify, last[:1], scales, n, out_of, factor_of, 0)
             out[at:high] = out_of[:rest]
             if len(factor):
                 factor[at:high] = factor_of[:rest]
@@ -714,7 +697,10 @@ def _scale_row(h, rectify, chosen, scratch, scale, shift, r, out, factor, spare)
         _scales(packed, keep, inverse_l1, largest, r)
     else:
         packed[:] = f32(0.0)
-    _write_runs(h, rectify, scale, shift, filled, packed, first, spare, out, factor)
+    if len(scale):
+        _write_runs(h, rectify, scale, shift, filled, packed, first, spare, out, factor)
+    else:
+        _write_runs(h, rectify, None, None, filled, packed, first, spare, out, factor)
 
 
 @njit(**FAST)
@@ -726,7 +712,10 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1, spa
     """
     filled, packed, keep, words, packed_words, since, lower, begins, target, first = scratch
     a = len(h)
-    _pack_runs(h, rectify, scale, shift, filled, packed, first, spare)
+    if len(scale):
+        _pack_runs(h, rectify, scale, shift, filled, packed, first, spare)
+    else:
+        _pack_runs(h, rectify, None, None, filled, packed, first, spare)
     n = first[4]
     bits = _bits_of_largest(packed[:n])
     if bits >= i32(EXPONENT_BITS):

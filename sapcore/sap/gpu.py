@@ -225,7 +225,7 @@ def _small_map(h, value, out, mask, bound, ids, passes, a, quarter, r: tl.int64,
                DRAWS: tl.constexpr):  # fmt: skip
     """A map held whole. RUN: a power of two of at least quarter = ceil(a/4) units.
 
-    The cumulated weights of blocks go to `bound`, (N, 4 RUN/BLOCK); those of FINE blocks together stay.
+    The cumulated weights of blocks go to `bound`, (N, 4 RUN/BLOCK); those of FINE blocks together stay in the program.
     """
     row = tl.program_id(0).to(tl.int64)
     BLOCKS: tl.constexpr = RUN // BLOCK

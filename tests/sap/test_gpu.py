@@ -34,7 +34,7 @@ def quiet_interpreter() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["in registers", "in tiles"])
+@pytest.fixture(params=["whole", "in tiles"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both kernels on the same maps: the one for large maps with tiles so small that it needs many."""
     if request.param == "in tiles":
