@@ -17,7 +17,8 @@ PASS, SO_FAR, FAIL, OPEN = "pass", "pass, so far", "fail", "not computed"
 
 
 def strongest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of `experiments.ladder`'s and its checks' rows, for each defence and eps that with the lowest accuracy.
+    """Of `experiments.ladder`'s and its checks' rows, for each defence and eps that with the lowest accuracy, and of
+    several the cheapest.
 
     Accuracy is, as everywhere, that of the mean softmax over fresh passes, and `gradients` says what it costs. The
     columns of the two other ways of counting hold what these would claim, each by the attack that is strongest by it.
@@ -26,7 +27,8 @@ def strongest(frame: pd.DataFrame) -> pd.DataFrame:
     if attacked.empty:
         return attacked
     groups = attacked.groupby(["panel", "eps"], sort=False)
-    found = attacked.loc[groups["accuracy"].idxmin()].copy()
+    ranked = attacked.sort_values(["accuracy", "gradients"], kind="stable").drop_duplicates(["panel", "eps"])
+    found = attacked[["panel", "eps"]].drop_duplicates().merge(ranked, how="left")[attacked.columns]
     for counted in ("single_pass", "every_pass"):
         found[counted] = groups[counted].min().to_numpy()
     return found

@@ -15,6 +15,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -543,9 +544,9 @@ GROWING = {"images": "images", "passes": "passes for 16 images", "map side": "he
 
 
 def scaling_lines(frame: pd.DataFrame) -> Figure:
-    """Seconds and peak memory against what grows, as `benchmarks/scaling.py` lets it; only memory begins at 0.
+    """Seconds (bars: p20 to p80) and peak memory against what grows, as `benchmarks/scaling.py` lets it.
 
-    A line for each `device`, with a legend where there are several.
+    Only memory begins at 0. A line for each `device`, with a legend where there are several.
     """
     _style()
     figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharey="row", layout="constrained")
@@ -554,7 +555,8 @@ def scaling_lines(frame: pd.DataFrame) -> Figure:
         for device, style in zip(devices, ("o-", "s--", "^:", "v-."), strict=False):
             part = points[points["device"] == device]
             number = part["number"] ** (2 if what == "map side" else 1)
-            column[0].plot(number, part["seconds"], style, color="black", label=device)
+            reach = np.abs(part[["p20", "p80"]].to_numpy().T - part["p50"].to_numpy())
+            column[0].errorbar(number, part["p50"], reach, fmt=style, color="black", label=device)
             column[1].plot(number, part["peak MiB"], style, color="steelblue")
         for panel in column:
             panel.set(xscale="log")
@@ -652,17 +654,30 @@ def readings(frame: pd.DataFrame) -> Figure:
 
 
 def readings_table(frame: pd.DataFrame) -> Markdown:
-    """Each reading's numbers beside the published ones and its mean distance from them.
+    """Each reading's numbers beside the published ones, its mean distance from them, and how much larger it is than the
+    smallest.
 
-    The interval of a distance goes from what is nearest to what is farthest in the interval. Bold: the closest of the
-    networks trained alike, and those whose interval overlaps its; how long a network was trained moves SAP's accuracy,
-    too.
+    The intervals of the last two are of a parametric bootstrap: every number is drawn anew from its binomial law, once
+    for all readings that share it. Bold: the closest of the networks trained alike, and those that are not clearly
+    farther; how long a network was trained moves SAP's accuracy, too.
     """
     found = {(row["panel"], row["series"], row["eps"]): row for row in frame.to_dict(orient="records")}
     points = [p for p in PUBLISHED if p.figure == "fig1b"]
     heads = [f"SAP-100{' − dense' if p.minus else ''}, λ = {p.eps:g} (published {p.text})" for p in points]
+    rng, draws = np.random.default_rng(0), {}
+
+    def measured(panel: str, name: str, eps: float) -> tuple[tuple[float, float, float], NDArray[Any]]:
+        """An accuracy with its interval, and itself as it might have come out as well, itself being the first."""
+        row = found[panel, name, eps]
+        # Without an attack all readings of a network are one cell.
+        key = panel, name if eps else READINGS[name].trained, eps, row["accuracy"]
+        if key not in draws:
+            again = rng.binomial(row["images"], row["accuracy"], 20_000) / row["images"]
+            draws[key] = np.append(row["accuracy"], again)
+        return (row["accuracy"], row["low"], row["high"]), draws[key]
+
     rows: dict[str, list[str]] = {}
-    distance: dict[str, tuple[float, float, float]] = {}
+    distance: dict[str, NDArray[Any]] = {}
     for name in frame["series"].unique():
         other = name if any(key[:2] == ("dense", name) for key in found) else "the paper's text"
         needed = {("SAP-100", name, p.eps) for p in points} | {("dense", other, p.eps) for p in points if p.minus}
@@ -670,30 +685,39 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
             continue
         texts, gaps = [], []
         for p in points:
-            ours = found["SAP-100", name, p.eps]
-            a, low, high = ours["accuracy"], ours["low"], ours["high"]
+            ours, drawn = measured("SAP-100", name, p.eps)
             if p.minus:
-                dense = found["dense", other, p.eps]
-                a, low, high = difference((a, low, high), (dense["accuracy"], dense["low"], dense["high"]))
-            texts.append(f"{100 * a:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-            ends = sorted(100 * abs(end - p.value) for end in (low, high))
-            gaps.append((abs(100 * (a - p.value)), 0 if low <= p.value <= high else ends[0], ends[1]))
-        mean, nearest, farthest = (sum(column) / len(gaps) for column in zip(*gaps, strict=True))
-        distance[name] = mean, nearest, farthest
-        rows[name] = [*texts, f"{mean:.1f} [{nearest:.1f}, {farthest:.1f}]"]
+                dense, drawn_of_dense = measured("dense", other, p.eps)
+                ours, drawn = difference(ours, dense), drawn - drawn_of_dense
+            texts.append("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in ours)))
+            gaps.append(100 * np.abs(drawn - p.value))
+        distance[name] = np.mean(gaps, axis=0)
+        rows[name] = [*texts, "{:.1f} [{:.1f}, {:.1f}]".format(*_with_interval(distance[name]))]
     if frame.attrs["settings"].dataset != "cifar10" or not rows:
         return Markdown(
             "*The published numbers are for CIFAR-10 at λ = 0, 1 and 4, and not all of these are shown here.*"
         )
     short = {name: bool(READINGS[name].trained) for name in rows}
-    closest = {length: min(distance[name] for name in rows if short[name] == length) for length in set(short.values())}
-    rows = {
-        f"**{name}**" if distance[name][1] <= closest[short[name]][2] else name: [*row, "short" if short[name] else ""]
-        for name, row in rows.items()
+    closest = {
+        length: min((name for name in rows if short[name] == length), key=lambda name: float(distance[name][0]))
+        for length in set(short.values())
     }
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*heads, "mean distance (points)", "training"])
+    shown = {}
+    for name, row in rows.items():
+        nearest = closest[short[name]]
+        more, low, high = _with_interval(distance[name] - distance[nearest])
+        said = "the closest" if name == nearest else f"{more:+.1f} [{low:+.1f}, {high:+.1f}]"
+        shown[f"**{name}**" if low <= 0 else name] = [*row, said, "short" if short[name] else ""]
+    columns = [*heads, "mean distance (points)", "farther than the closest (points)", "training"]
+    table = pd.DataFrame.from_dict(shown, orient="index", columns=columns)
     table = table if any(short.values()) else table.drop(columns="training")
     return Markdown(table.rename_axis("accuracy (%) [interval]").to_markdown(disable_numparse=True))
+
+
+def _with_interval(values: NDArray[Any]) -> tuple[float, float, float]:
+    """The first of them, and where 95 % of the others lie."""
+    low, high = np.percentile(values[1:], (2.5, 97.5))
+    return float(values[0]), float(low), float(high)
 
 
 def ladder(frame: pd.DataFrame) -> Figure:
@@ -820,15 +844,26 @@ def checks_table(found: pd.DataFrame) -> Markdown:
 
 
 def verdict_lists(card: pd.DataFrame) -> HTML:
-    """The sentences of `claims.scorecard` under their verdicts, each a link to where its numbers are drawn."""
+    """The sentences of `claims.scorecard` under their verdicts, to be unfolded, each a link to its numbers' figure.
+
+    The paper's own claims first, then those of others about it.
+    """
     parts = []
-    for verdict in VERDICTS:
-        rows = card[card["verdict"] == verdict].to_dict(orient="records")
-        if not rows:
-            continue
-        items = "".join(f"<li>{_link(row)}</li>" for row in rows)
-        parts.append(f"<p><strong>{len(rows)} {escape(VERDICT_OF_MANY[verdict])}:</strong></p><ul>{items}</ul>")
+    for later, whose in ((False, "the paper's claims"), (True, "later claims about SAP")):
+        for verdict in VERDICTS:
+            rows = card[(card["verdict"] == verdict) & (card["later"] == later)].to_dict(orient="records")
+            if rows:
+                items = "".join(f"<li>{_link(row)} <small>({escape(row['place'])})</small></li>" for row in rows)
+                parts.append(
+                    f'<details class="verdicts"><summary><strong>{len(rows)}</strong> of {whose} '
+                    f"<strong>{escape(verdict_on(len(rows), verdict))}</strong></summary><ul>{items}</ul></details>"
+                )
     return HTML("".join(parts))
+
+
+def verdict_on(count: int, verdict: str) -> str:
+    """A verdict as the verb of so many claims."""
+    return verdict if count == 1 else VERDICT_OF_MANY[verdict]
 
 
 def _link(row: dict[Any, Any]) -> str:

@@ -8,7 +8,7 @@ from sapcore.adaptive import FAIL, OPEN, PASS, SO_FAR
 
 COLUMNS = (
     "panel", "series", "eps", "steps", "gradient_passes", "accuracy", "low", "high", "correct", "images", "single_pass",
-    "every_pass",
+    "every_pass", "gradients",
 )  # fmt: skip
 
 
@@ -28,6 +28,7 @@ def rows(*given: tuple[str, float, float], panel: str = "SAP-100", steps: dict[s
             200,
             a - 0.01,
             a / 2,
+            10 * (steps or {}).get(name, 40),
         )
         for name, e, a in given
     ]
@@ -56,9 +57,13 @@ def test_the_strongest_attack_is_the_lowest_number_of_each_defence_and_eps() -> 
         ("ADV+SAP-100", 4, "FGSM"), ("SAP-100", 4, "PGD"), ("SAP-100", 8, "PGD"),
     }  # fmt: skip
     assert adaptive.strongest(rows(("no attack", 0, 0.6), ("BPDA", 255, 0.0))).empty
+    frame.loc[2, "gradients"] = 500
+    again = adaptive.strongest(frame)
+    assert list(again["series"]) == ["BPDA", "PGD", "FGSM"], "of two alike the cheaper"
+    assert list(again["panel"]) == ["SAP-100", "SAP-100", "ADV+SAP-100"]
     frame.loc[1, ["single_pass", "every_pass"]] = [0.02, 0.03]  # FGSM is strongest by these, not by the mean output
     (row,) = adaptive.strongest(frame).query("panel == 'SAP-100' and eps == 4").to_dict(orient="records")
-    assert (row["series"], row["accuracy"], row["single_pass"], row["every_pass"]) == ("PGD", 0.2, 0.02, 0.03)
+    assert (row["series"], row["accuracy"], row["single_pass"], row["every_pass"]) == ("BPDA", 0.2, 0.02, 0.03)
 
 
 LADDER: list[tuple[str, list[tuple[str, float, float]], str]] = [

@@ -26,10 +26,10 @@ def numbers(monkeypatch: pytest.MonkeyPatch, points: Points, panel: str = "", ma
     """Every figure shows these accuracies by (series, eps), with intervals of this half-width."""
     rows = [
         {"panel": panel, "series": series, "eps": eps, "accuracy": a, "low": a - margin, "high": a + margin,
-         "returns": [a - margin, a, a + margin]}
+         "returns": [a - margin, a, a + margin], "gradients": 1}
         for (series, eps), a in points.items()
     ]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["panel", "series", "eps", "accuracy", "low", "high", "returns"])
+    frame = pd.DataFrame(rows, columns=["panel", "series", "eps", "accuracy", "low", "high", "returns", "gradients"])
     frame.attrs = {"missing": [], "settings": Settings()}
     ASKED.clear()
 
@@ -87,10 +87,10 @@ def test_verdicts_follow_from_the_files_they_name() -> None:
         files = [json.loads((results_root() / cell).read_text()) for cell in card["cells"][name]]
         return [{**file["result"], "eps": file["spec"]["attack"]["eps"], **file["spec"]["defence"]} for file in files]
 
-    of = {(r["kind"], r["eps"]): r for r in stored("gain at 2 and 4")}
-    assert sorted(of) == [("dense", 2), ("dense", 4), ("sap", 2), ("sap", 4)]
-    clear = all(of["sap", e]["low"] > of["dense", e]["high"] for e in (2, 4))
-    assert clear == (card["verdict"]["gain at 2 and 4"] == HOLDS)
+    of = {(r["kind"], r["eps"]): r for r in stored("gain at two more")}
+    assert sorted(of) == [(kind, e) for kind in ("dense", "sap") for e in (2, 4, 8, 16, 32, 64)]
+    clear = sum(of["sap", e]["low"] > of["dense", e]["high"] for e in (2, 4, 8, 16, 32, 64))
+    assert (clear >= 2) == (card["verdict"]["gain at two more"] == HOLDS)
 
     (clean,) = stored("SAP-100 clean")
     assert (clean["kind"], clean["level"], clean["eps"], clean["images"]) == ("sap", 100, 0, 10_000)
@@ -115,9 +115,8 @@ READ = {
     "SAP-100 clean": "dense; SAP-100; none; 0",
     "SAP-100 at 4": "dense; SAP-100; fgsm; 4",
     "gain at 1": "dense; dense, SAP-100; fgsm; 1",
-    "gain at 2 and 4": "dense; dense, SAP-100; fgsm; 2 4",
-    "loss at 0": "dense; dense, SAP-100; none; 0",
-    "loss at 16": "dense; dense, SAP-100; fgsm; 16",
+    "gain at two more": "dense; dense, SAP-100; fgsm; 2 4 8 16 32 64",
+    "loss at two": "dense; dense, SAP-100; fgsm, none; 0 1 2 4 8 16 32 64",
     "dropout helps little": "dense; dense, 6 dropout; fgsm; 1 2 4",
     "SAP costs less than dropout": "dense; dense, 6 dropout, SAP-100; none; 0",
     "low dropout is like dense": "dense; dense, dropout-0.01; fgsm, none; 0 1 2 4 8 16",
@@ -178,6 +177,8 @@ def test_every_verdict_rests_on_the_cells_that_its_rule_is_about() -> None:
         return "; ".join([", ".join(sorted(networks)), ", ".join(levels), ", ".join(sorted(attacks)), eps])
 
     judged = [row for row in claims.scorecard().to_dict(orient="records") if row["verdict"] != OPEN]
+    open_for_another_reason = {"other noise is like dense"}  # its cells are there
+    judged += [row for row in claims.scorecard().to_dict(orient="records") if row["name"] in open_for_another_reason]
     assert {row["name"] for row in judged} >= READ.keys()
     assert {row["name"]: read(row["cells"]) for row in judged if row["name"] in READ} == READ
     assert {row["figure"] for row in judged if row["name"] not in READ} <= {"table1", "ladder"}, "waited for cells"
@@ -186,8 +187,8 @@ def test_every_verdict_rests_on_the_cells_that_its_rule_is_about() -> None:
 def test_the_front_page_counts_the_rules_that_changed() -> None:
     text = (ROOT / "book" / "intro.md").read_text()
     listed = text[text.index("Some rules were changed") :].split("\n\n")[1]
-    assert "Eight of these changes decided a verdict" in text
-    assert len(re.findall("^- ", listed, re.MULTILINE)) == 8
+    assert "Ten of these changes decided a verdict" in text
+    assert len(re.findall("^- ", listed, re.MULTILINE)) == 10
 
 
 def test_what_the_front_page_says_of_changed_rules_is_true_of_the_store() -> None:
@@ -212,6 +213,8 @@ def test_what_the_front_page_says_of_changed_rules_is_true_of_the_store() -> Non
     assert first["high"] < n.at("fig5", first["series"], 0, "RNA")["low"]
     assert first["high"] < second["low"], "the clear rise"
     assert n.at("fig1b", "SAP-50", 1)["high"] < n.at("fig1b", "dense", 1)["low"]
+    assert n.at("fig1b", "dense", 16)["accuracy"] < n.at("fig1b", "SAP-100", 16)["accuracy"]
+    assert "a milder level would be nearer" in judged(BY_NAME["other noise is like dense"], n).why
     assert judged(BY_NAME["SAP adds to ADV"], n).verdict == FAILS
     gains = {e: n.at("fig3", "ADV+SAP-100", e)["low"] - n.at("fig3", "ADV", e)["high"] for e in (4, 8, 16)}
     assert min(gains.values()) > 0
@@ -280,17 +283,17 @@ CASES: list[tuple[str, Points, str]] = [
     ("gain at 1", {("SAP-100", 1): 0.5, ("dense", 1): 0.38}, HOLDS),
     ("gain at 1", {("SAP-100", 1): 0.5, ("dense", 1): 0.45}, DIRECTION),
     ("gain at 1", {("SAP-100", 1): 0.4, ("dense", 1): 0.45}, FAILS),
-    ("gain at 2 and 4", flat("SAP-100", 0.5) | flat("dense", 0.4), HOLDS),
-    ("gain at 2 and 4", flat("SAP-100", 0.41) | flat("dense", 0.4), DIRECTION),
-    ("gain at 2 and 4", flat("SAP-100", 0.5) | flat("dense", 0.4) | {("dense", 4): 0.6}, FAILS),
+    ("gain at two more", flat("SAP-100", 0.4) | flat("dense", 0.4) | {("SAP-100", 2): 0.5, ("SAP-100", 8): 0.5}, HOLDS),
+    ("gain at two more", flat("SAP-100", 0.4) | flat("dense", 0.4) | {("SAP-100", 1): 0.5, ("SAP-100", 8): 0.5},
+     DIRECTION),
+    ("gain at two more", flat("SAP-100", 0.41) | flat("dense", 0.4) | {("SAP-100", 1): 0.5}, FAILS),
     ("SAP-100 at 4", {("SAP-100", 4): 0.52}, HOLDS),
     ("SAP-100 at 4", {("SAP-100", 4): 0.3}, FAILS),
-    ("loss at 0", {("dense", 0): 0.9, ("SAP-100", 0): 0.8}, HOLDS),
-    ("loss at 0", {("dense", 0): 0.8, ("SAP-100", 0): 0.9}, FAILS),
+    ("loss at two", flat("SAP-100", 0.5) | flat("dense", 0.4) | {("dense", 0): 0.9, ("dense", 16): 0.6}, HOLDS),
+    ("loss at two", flat("SAP-100", 0.5) | flat("dense", 0.51) | {("dense", 0): 0.9}, DIRECTION),
+    ("loss at two", flat("SAP-100", 0.5) | flat("dense", 0.51), FAILS),
     ("ADV clean", {("ADV", 0): 0.74}, HOLDS),
     ("ADV clean", {("ADV", 0): 0.5}, FAILS),
-    ("loss at 16", flat("SAP-100", 0.1) | flat("dense", 0.2), HOLDS),
-    ("loss at 16", flat("SAP-100", 0.2) | flat("dense", 0.1), FAILS),
     ("dense degrades", {("dense", 0): 0.9, ("dense", 1): 0.5, ("dense", 2): 0.4}, HOLDS),
     ("dense degrades", {("dense", 0): 0.9, ("dense", 1): 0.85, ("dense", 2): 0.8}, DIRECTION),
     ("dense degrades", flat("dense", 0.9), FAILS),
@@ -458,7 +461,7 @@ def baselines(dense: float, **given: float | Sequence[float]) -> pd.DataFrame:
         ("no robustness by other noise", baselines(0.17), HOLDS),
         ("other noise is like dense", baselines(0.24, RNA=0.5), HOLDS),
         ("other noise is like dense", baselines(0.28), DIRECTION),
-        ("other noise is like dense", baselines(0.35), FAILS),
+        ("other noise is like dense", baselines(0.35), OPEN),
         ("noise on weights costs", baselines(0.3, RNW=(0.5, 0.4, 0.3, 0.2)), HOLDS),
         ("noise on weights costs", baselines(0.3, RNW=(0.5, 0.4, 0.41, 0.2)), DIRECTION),
         ("noise on weights costs", baselines(0.3, RNW=(0.5, 0.3, 0.4, 0.2)), FAILS),
@@ -598,7 +601,7 @@ def ladder(given: dict[tuple[str, str], float], otherwise: float = 0.5) -> pd.Da
     points = [*experiments.points("ladder"), *experiments.points("ladder_checks")]
     attacks = {(p.panel, p.series, p.cell.attack.eps) for p in points}
     rows = [
-        {"panel": panel, "series": series, "eps": e, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
+        {"panel": panel, "series": series, "eps": e, "accuracy": a, "low": a - 0.02, "high": a + 0.02, "gradients": 1}
         for panel, series, e in sorted(attacks)
         for a in [given.get((panel, series), otherwise)]
     ]
