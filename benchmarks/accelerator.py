@@ -130,6 +130,9 @@ def main() -> None:
                 failed.append(name)
             print(f"{name}: {'not finished' if status is None else 'done' if status == 0 else 'FAILED'}", flush=True)
         pack(options.out)
+        if "tests" in failed:
+            print("nothing is measured by kernels that fail their tests; see log.txt", flush=True)
+            break
     sys.exit(1 if failed else 0)
 
 

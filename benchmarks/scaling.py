@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pandas as pd
 import torch
-from common import arguments, network, report, seconds_of, test_images
+from common import arguments, network, percentiles, report, seconds_of, test_images
 
 from sapcore import evaluation, sap, with_sap
 
@@ -41,9 +41,9 @@ def measure(what: str, number: int, dataset: str, device: torch.device) -> dict[
             evaluation.predict(noisy, images[:examples], number if what == "passes" else 1, precision="bfloat16")
 
     run(1)  # the kernel is compiled before the clock starts
-    seconds = [seconds_of(run, device) for _ in range(3)]
+    seconds = percentiles(seconds_of(run, device) for _ in range(5))
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_bytes()
-    return {"grows": what, "number": number, "seconds": float(f"{np.median(seconds):.4g}"), "peak MiB": peak >> 20}
+    return {"grows": what, "number": number, **seconds, "unit": "s", "peak MiB": peak >> 20}
 
 
 def _peak_bytes() -> int:
@@ -64,7 +64,7 @@ def main() -> None:
     lines = {}
     for what in ("images", "passes", "map side"):
         points = pd.DataFrame([row for row in table if row["grows"] == what])
-        size, time = points["number"].to_numpy() ** (2.0 if what == "map side" else 1.0), points["seconds"].to_numpy()
+        size, time = points["number"].to_numpy() ** (2.0 if what == "map side" else 1.0), points["p50"].to_numpy()
         slope, offset = np.polyfit(size, time, 1, w=1 / time)
         deviation = 100 * np.abs(slope * size + offset - time) / time
         lines[what] = {"slope": float(f"{slope:.4g}"), "offset": float(f"{offset:.4g}"),

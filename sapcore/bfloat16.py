@@ -1,4 +1,4 @@
-"""bfloat16 at the speed of float32, or better, whatever the processor.
+"""bfloat16 at about the speed of float32, or better, whatever the processor.
 
 torch hands convolutions and products in bfloat16 to oneDNN, which on x86 wants AVX-512; without it they run ten times
 slower than in float32, or worse. `Rounded` computes them there as oneDNN does where it can: of numbers rounded to

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sapcore import checkpoints, data, results, runner
 from sapcore.attacks.steps import check_eps
+from sapcore.bfloat16 import PRECISIONS
 from sapcore.errors import SapcoreError
 from sapcore.randomness import split_seed
 from sapcore.results import Attack, Cell, Defence
@@ -21,6 +22,7 @@ EPS_ITERATIVE = (0, 1, 2, 4, 8, 16)
 """The paper's 0 to 4, and on."""
 EPS_CALIBRATION = EPS[:-1]
 EPS_GAMES = (0, 1, 2, 4, 8)
+EPS_PRECISION = (0, 4)
 PERCENTS = (5, 10, 25, 50, 100, 200)
 STEPS = (1, 3, 10, 30, 100)
 MC_SAMPLES = {"cifar10": (1, 10, 100, 1000), "digits": (1, 10, 100)}
@@ -179,6 +181,14 @@ def fig1b(s: Settings) -> list[Point]:
     """SAP-k under FGSM on its own Monte Carlo gradient."""
     curves = (_fgsm(s, defence, whole=defence == SAP_100) for defence in (Defence("sap", k) for k in PERCENTS))
     return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
+
+
+def precision(s: Settings) -> list[Point]:
+    """SAP-100 of Fig. 1b in either arithmetic, its adversary's gradient included."""
+    curve = _fgsm(dataclasses.replace(s, eps=s.eps or EPS_PRECISION), SAP_100, whole=True)
+    return [
+        Point(dataclasses.replace(point.cell, precision=name), name) for name in reversed(PRECISIONS) for point in curve
+    ]
 
 
 def _iterative(s: Settings, defence: Defence, source: Defence, e: float, steps: int, passes: int) -> Cell:
@@ -496,6 +506,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "sec2": sec2,
     "fig1a": fig1a,
     "fig1b": fig1b,
+    "precision": precision,
     "fig1c": fig1c,
     "fig1c_steps": fig1c_steps,
     "fig2a": fig2a,

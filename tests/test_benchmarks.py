@@ -50,7 +50,7 @@ def test_a_benchmark_prints_a_table_and_appends_a_row(name: str, tmp_path: Path)
     row = json.loads(line)
     assert row["benchmark"] == name
     assert {"device", "threads", "versions", "commit", "date"} <= row["provenance"].keys()
-    assert all(entry["seconds" if name == "scaling" else "p50"] > 0 for entry in row["table"])
+    assert all(entry["p50"] > 0 for entry in row["table"])
     assert done.stdout.startswith("|")
     assert RATIOS[name] in done.stdout
     assert str(row[RATIOS[name]]) in done.stdout
@@ -92,7 +92,7 @@ def test_the_figures_of_a_benchmark_can_be_drawn() -> None:
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [2, 20]
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_yticklabels()] == ["ours", "once"]
-    points = [{"grows": what, "number": n, "seconds": n / 10, "peak MiB": 300}
+    points = [{"grows": what, "number": n, "p20": n / 20, "p50": n / 10, "p80": n / 5, "peak MiB": 300}
               for what in ("images", "passes", "map side") for n in (1, 10, 100)]  # fmt: skip
     row = {"table": points, "provenance": {"device": "one"}}
     drawn = figures.scaling_lines(figures.benchmark_table([row])).axes
@@ -118,7 +118,7 @@ def test_each_device_has_its_own_panel_or_line() -> None:
     panels = figures.speeds(figures.benchmark_table(both).assign(p20=np.nan, p80=np.nan), "seconds").axes
     assert [axes.get_title() for axes in panels] == ["a CPU", "a GPU"]
     assert [axes.get_legend_handles_labels()[1] for axes in panels] == [["plain copy"]] * 2
-    points = [{"grows": what, "number": 1, "seconds": 1, "peak MiB": 1} for what in figures.GROWING]
+    points = [{"grows": what, "number": 1, "p20": 1, "p50": 1, "p80": 1, "peak MiB": 1} for what in figures.GROWING]
     both = [{"table": points, "provenance": {"device": device}} for device in ("a CPU", "a GPU")]
     drawn = figures.scaling_lines(figures.benchmark_table(both))
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a CPU", "a GPU"]

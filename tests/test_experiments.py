@@ -330,6 +330,15 @@ def test_figure_5_has_six_panels_with_dense_and_several_levels() -> None:
 
 
 @pytest.mark.usefixtures("cifar10_checkpoint")
+def test_bfloat16_is_compared_with_float32_on_a_published_curve() -> None:
+    found = {p.series: [c.cell for c in points("precision") if c.series == p.series] for p in points("precision")}
+    assert list(found) == ["bfloat16", "float32"]
+    assert set(found["bfloat16"]) == {p.cell for p in points("fig1b", settings(eps=[0, 4])) if p.series == "SAP-100"}
+    assert {cell.precision for cell in found["float32"]} == {"float32"}
+    assert [dataclasses.replace(cell, precision="bfloat16") for cell in found["float32"]] == found["bfloat16"]
+
+
+@pytest.mark.usefixtures("cifar10_checkpoint")
 def test_figure_6_is_sap_against_dense_and_1_to_1000_passes() -> None:
     found = {(c.attack.source and c.attack.source.label, c.attack.passes) for c in cells("fig6") if c.attack.eps}
     assert found == {("dense", 1), ("SAP-100", 1), ("SAP-100", 10), ("SAP-100", 100), ("SAP-100", 1000)}

@@ -43,15 +43,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_game_has_the_same_recipe() -> None:
-    assert [recipe.game for recipe in RECIPES.values()] == list(GAMES)
-    for recipe in RECIPES.values():
-        constants = recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
-        assert constants == (2.5e-4, 0.95, 0.95, 0.01)
-        assert (recipe.discount, recipe.target_update, recipe.learning_starts) == (0.99, 2_500, 50_000)
-        assert recipe.samples_per_step == 32 / 4
-        assert recipe.minibatch == 64
-        assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
+def test_every_game_has_the_same_recipe_but_for_bowlings_rewards() -> None:
+    assert list(RECIPES) == [f"double-dqn-{game}" for game in GAMES]
+    for game in GAMES:
+        rules = dataclasses.replace(Rules(), clipped_rewards=game != "Bowling")
+        assert RECIPES[f"double-dqn-{game}"] == dataclasses.replace(Recipe(game), rules=rules)
+    recipe = Recipe("Assault")
+    constants = recipe.learning_rate, recipe.gamma1, recipe.gamma2, recipe.rmsprop_epsilon
+    assert constants == (2.5e-4, 0.95, 0.95, 0.01)
+    assert (recipe.discount, recipe.target_update, recipe.learning_starts) == (0.99, 2_500, 50_000)
+    assert recipe.samples_per_step == 32 / 4
+    assert recipe.minibatch == 64
+    assert (recipe.epsilon_at(0), recipe.epsilon_at(10**9)) == pytest.approx((1, 0.1))
 
 
 @pytest.mark.parametrize(
