@@ -1,6 +1,7 @@
 """A training that is killed goes on to the same weights, bit for bit."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -367,3 +368,42 @@ def test_every_epoch_sees_every_image_once_in_another_order(few: Path, monkeypat
         run.train_one_epoch()
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(160))
     assert orders[0] != orders[1]
+
+
+def test_whole_batches_of_a_long_training_go_through_the_compiled_network(
+    few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced by torch.compile, and run as it is: the same weights, bit for bit."""
+    recipe = dataclasses.replace(RECIPE, batch_size=48)
+    plain = _Run("small", recipe, torch.device("cpu"), few)
+    assert plain.compiled is None
+    plain.train_one_epoch()
+    traced: list[object] = []
+
+    def backend(graph: Any, inputs: object) -> Any:
+        traced.append(graph)
+        return graph
+
+    monkeypatch.setattr(training, "COMPILED", 1)
+    monkeypatch.setattr(training, "is_fast", lambda device_type: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    run = _Run("small", recipe, torch.device("cpu"), few / "other")
+    run.train_one_epoch()
+    assert traced
+    assert len(run.labels) % recipe.batch_size, "the last batch is a smaller one"
+    theirs = run.model.state_dict()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in plain.model.state_dict().items())
+
+
+def test_without_a_compiler_a_long_training_goes_on_and_says_so(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(*_: object) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(training, "COMPILED", 1)
+    monkeypatch.setattr(training, "is_fast", lambda device_type: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    run = _Run("small", RECIPE, torch.device("cpu"), few)
+    with pytest.warns(UserWarning, match="small is trained without torch.compile"):
+        run.train_one_epoch()
+    assert run.compiled is None
+    assert run.epoch == 1
