@@ -555,7 +555,7 @@ def scaling_lines(frame: pd.DataFrame) -> Figure:
         for device, style in zip(devices, ("o-", "s--", "^:", "v-."), strict=False):
             part = points[points["device"] == device]
             number = part["number"] ** (2 if what == "map side" else 1)
-            reach = np.abs(part[["p20", "p80"]].to_numpy().T - part["p50"].to_numpy())
+            reach = np.abs(part[["p20", "p80"]].to_numpy(float).T - part["p50"].to_numpy())
             column[0].errorbar(number, part["p50"], reach, fmt=style, color="black", label=device)
             column[1].plot(number, part["peak MiB"], style, color="steelblue")
         for panel in column:
