@@ -22,7 +22,7 @@ EPS_ITERATIVE = (0, 1, 2, 4, 8, 16)
 """The paper's 0 to 4, and on."""
 EPS_CALIBRATION = EPS[:-1]
 EPS_GAMES = (0, 1, 2, 4, 8)
-EPS_PRECISION = (0, 4)
+EPS_PRECISION = (0, 1, 2, 4)
 PERCENTS = (5, 10, 25, 50, 100, 200)
 STEPS = (1, 3, 10, 30, 100)
 MC_SAMPLES = {"cifar10": (1, 10, 100, 1000), "digits": (1, 10, 100)}
@@ -185,7 +185,7 @@ def fig1b(s: Settings) -> list[Point]:
 
 def precision(s: Settings) -> list[Point]:
     """SAP-100 of Fig. 1b in either arithmetic, its adversary's gradient included."""
-    curve = _fgsm(dataclasses.replace(s, eps=s.eps or EPS_PRECISION), SAP_100, whole=True)
+    curve = _fgsm(dataclasses.replace(s, eps=s.eps or EPS_PRECISION), SAP_100)
     return [
         Point(dataclasses.replace(point.cell, precision=name), name) for name in reversed(PRECISIONS) for point in curve
     ]

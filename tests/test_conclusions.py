@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from sapcore import adaptive, claims, evaluation, experiments, figures
+from sapcore import adaptive, claims, evaluation, experiments, figures, results
 from sapcore.experiments import settings
 from sapcore.paths import ROOT
 from sapcore.published import PUBLISHED, TABLE_1
@@ -135,7 +135,7 @@ def sap_changes_four_games_little() -> None:
     games = ("Assault", "Asterix", "BankHeist", "BeamRider")
     published = {e: dict(zip(GAMES, TABLE_1[e], strict=True)) for e in (0, 1)}
     clean = {game: [row("table1", series, 0, game) for series in ("dense", "random")] for game in GAMES}
-    assert tuple(game for game, pair in clean.items() if clearly_above(*pair)) == games
+    assert tuple(game for game, pair in clean.items() if clearly_above(*pair)) == (*games, "Bowling")
     clear: dict[str, list[tuple[str, float, float]]] = {"SAP-100": [], "SAP-100 vs dense": []}
     found = {}
     for game in games:
@@ -158,24 +158,48 @@ def sap_changes_four_games_little() -> None:
         assert published[1][game] < high
 
 
-def sap_gains_on_bowling_by_its_gradient() -> None:
-    def change(series: str, e: int, game: str) -> tuple[float, float, float]:
-        return relative_change(*(row("table1", name, e, game)["returns"] for name in (series, "dense")))
+def returns_change(series: str, e: int, game: str) -> tuple[float, float, float]:
+    return relative_change(*(row("table1", name, e, game)["returns"] for name in (series, "dense")))
 
+
+def sap_helps_on_bowling() -> None:
     chance = row("table1", "random", 0, "Bowling")
-    own, along_dense = ([change(name, e, "Bowling") for e in (1, 2, 4, 8)] for name in ("SAP-100", "SAP-100 vs dense"))
-    for e in (1, 2, 4, 8):
-        dense, sap, transferred = (
-            row("table1", name, e, "Bowling") for name in ("dense", "SAP-100", "SAP-100 vs dense")
-        )
-        assert dense["mean"] < chance["mean"] / 2
-        assert clearly_above(sap, dense)
-        assert transferred["mean"] - dense["mean"] < (sap["mean"] - dense["mean"]) / 2
-    assert all(low > 0 and change < 35 / 5 for change, low, _ in own)
-    assert sum(0 < low < 0.1 for _, low, _ in along_dense) == 1
-    assert sum(low > 0 for _, low, _ in along_dense) == 1
-    changes = {("SAP-100", e): change("SAP-100", e, "BattleZone") for e in (0, 1, 2, 4, 8)}
-    changes |= {("along dense", e): change("SAP-100 vs dense", e, "BattleZone") for e in (1, 2, 4, 8)}
+    change, low, high = returns_change("SAP-100", 0, "Bowling")
+    assert -0.1 < low < change < high < 0
+    mean = {
+        (name, e): row("table1", name, e, "Bowling")["mean"]
+        for name in ("dense", "SAP-100", "SAP-100 vs dense") for e in (1, 2, 4, 8)
+    }  # fmt: skip
+    dense = [mean["dense", e] for e in (1, 2, 4, 8)]
+    assert max(dense) < chance["low"]
+    assert min(dense) == dense[0]
+    assert all(returns_change("SAP-100", e, "Bowling")[1] > 0 for e in (1, 2, 4, 8))
+    assert 3 < mean["SAP-100", 1] / mean["dense", 1] < 4
+    assert [returns_change("SAP-100 vs dense", e, "Bowling")[1] > 0 for e in (1, 2, 4, 8)] == [True, True, False, False]
+    share = {
+        e: (mean["SAP-100 vs dense", e] - mean["dense", e]) / (mean["SAP-100", e] - mean["dense", e])
+        for e in (1, 2, 4, 8)
+    }
+    assert all(share[e] > 0.5 for e in (1, 2))
+    assert all(share[e] < 0 for e in (4, 8))
+
+
+def battlezones_agent_lives_longer() -> None:
+    """Steps stand in the files of the store alone."""
+    dense, chance = row("table1", "dense", 0, "BattleZone"), row("table1", "random", 0, "BattleZone")
+    assert dense["mean"] > chance["mean"]
+    assert not clearly_above(dense, chance)
+    last = {}
+    for point in experiments.points("table1", settings("cifar10", game="BattleZone")):
+        found = results.read(point.cell)
+        assert found is not None
+        result = found["result"]
+        last[point.series, point.cell.attack.eps] = result["steps"] / len(result["returns"])
+    random = last.pop(("random", 0))
+    assert last.pop(("dense", 0)) / random == pytest.approx(2.7, abs=0.05)
+    assert max(last.values()) < 1.5 * random
+    changes = {("SAP-100", e): returns_change("SAP-100", e, "BattleZone") for e in (0, 1, 2, 4, 8)}
+    changes |= {("along dense", e): returns_change("SAP-100 vs dense", e, "BattleZone") for e in (1, 2, 4, 8)}
     assert {key for key, (_, low, _) in changes.items() if low > 0} == {("SAP-100", 2)}
     assert {key for key, (_, _, high) in changes.items() if high < 0} == {("SAP-100", 0)}
 
@@ -463,25 +487,32 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "06_reinforcement_learning",
-        "Of the six agents, at the book's parameters, four have learnt: those of Assault, Asterix, BankHeist and "
-        "BeamRider. Those of BattleZone and Bowling are not clearly better than a random policy, so that a change is "
-        "none of learnt play. Among the four, without an attack SAP-100 clearly changes the return of none; in the "
-        "first three of them the paper's loss "
-        "lies outside the interval. Under attack one of sixteen changes along each player's own gradient is clear, a "
-        "loss (Asterix at λ = 8, where both players get less than a random policy's mean), and along dense's gradient "
-        "two are, the same loss and a gain (Assault at λ = 1): about as many as chance makes where nothing changes. At "
-        "λ = 1 the paper's gains in BankHeist and BeamRider lie outside our intervals. In Assault and Asterix ours are "
-        "as large as the paper's, and their intervals hold 0: these episodes cannot tell such a gain from none.",
+        "Of the six agents, at the book's parameters, five have learnt: those of Assault, Asterix, BankHeist, "
+        "BeamRider and Bowling. Among the first four, without an attack SAP-100 clearly changes the return of none; in "
+        "the first three of them the paper's loss lies outside the interval. Under attack one of sixteen changes along "
+        "each player's own gradient is clear, a loss (Asterix at λ = 8, where both players get less than a random "
+        "policy's mean), and along dense's gradient two are, the same loss and a gain (Assault at λ = 1): about as "
+        "many as chance makes where nothing changes. At λ = 1 the paper's gains in BankHeist and BeamRider lie outside "
+        "our intervals. In Assault and Asterix ours are as large as the paper's, and their intervals hold 0: these "
+        "episodes cannot tell such a gain from none.",
         sap_changes_four_games_little,
     ),
     (
         "06_reinforcement_learning",
-        "Attacked along its own gradient the agent falls far below a random policy's return, and SAP-100 does not fall "
-        "as far: its gains are clear at every λ, in the paper's direction, and none comes near the paper's 35 times. "
-        "Along the gradient of the agent without SAP one of four is clear, barely: most of what SAP-100 gains there it "
-        "owes to a gradient of its own that misleads the attack. Of BattleZone's nine changes two are clear, a loss "
-        "without an attack and a gain at λ = 2 along its own gradient.",
-        sap_gains_on_bowling_by_its_gradient,
+        "Without an attack it costs a little, and clearly. Attacked along its own gradient the agent falls below a "
+        "random policy's return, farthest at λ = 1 (a larger single step may well overshoot), and SAP-100 does not "
+        "fall as far: its gains are clear at every λ, in the paper's direction, and at λ = 1 the return is between "
+        "three and four times as large, where the paper's is 35 times. Along the gradient of the agent without SAP the "
+        "gains at λ = 1 and 2 are clear, too, and more than half as large; at 4 and 8 there are none",
+        sap_helps_on_bowling,
+    ),
+    (
+        "06_reinforcement_learning",
+        "BattleZone's agent is not clearly better than a random policy by its return. It has learnt something all the "
+        "same: its episodes last 2.7 times as long as a random policy's, and with SAP-100, or under any of these "
+        "attacks, they do not. Of its nine changes two are clear, a loss without an attack and a gain at λ = 2 along "
+        "its own gradient.",
+        battlezones_agent_lives_longer,
     ),
     (
         "06_reinforcement_learning",
