@@ -703,7 +703,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
         for length in set(short.values())
     }
     shown = {}
-    for name, row in rows.items():
+    for name, row in sorted(rows.items(), key=lambda item: short[item[0]]):
         nearest = closest[short[name]]
         more, low, high = _with_interval(distance[name] - distance[nearest])
         said = "the closest" if name == nearest else f"{more:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -277,19 +277,39 @@ def batch_statistics_make_a_weaker_adversary_and_explain_little() -> None:
     assert away[batch] < away[text]
 
 
-def the_papers_text_comes_closest() -> None:
-    """By arithmetic of its own; the intervals are the table's."""
+def points_away(reading: str) -> float:
+    """The mean distance of a reading from the three published numbers."""
     points = [p for p in PUBLISHED if p.figure == "fig1b"]
     assert len(points) == 3
-    away = []
-    for reading in READINGS:
-        dense = reading if reading != READINGS[2] else READINGS[0]
-        ours = [
-            accuracy("readings", reading, p.eps, "SAP-100")
-            - (accuracy("readings", dense, p.eps, "dense") if p.minus else 0)
-            for p in points
-        ]
-        away.append(100 * sum(abs(x - p.value) for x, p in zip(ours, points, strict=True)) / 3)
+    dense = reading if reading != READINGS[2] else READINGS[0]
+    ours = [
+        accuracy("readings", reading, p.eps, "SAP-100")
+        - (accuracy("readings", dense, p.eps, "dense") if p.minus else 0)
+        for p in points
+    ]
+    return 100 * sum(abs(x - p.value) for x, p in zip(ours, points, strict=True)) / 3
+
+
+def on_the_short_schedule_the_released_code_comes_closer() -> None:
+    text, batch, code = (f"{READINGS[0]}, short training", f"{READINGS[1]}, short training", "all of the released code")
+    assert points_away(text) == pytest.approx(13, abs=0.5)
+    assert points_away(READINGS[0]) == pytest.approx(13, abs=0.55)
+    assert points_away(batch) == pytest.approx(7, abs=0.5)
+    assert points_away(code) == pytest.approx(7, abs=0.5)
+    rows = figures.readings_table(frame("readings")).data.splitlines()[2:]
+    bold = {row.split("|")[1].strip(" *") for row in rows if row.rstrip(" |").endswith("| short") and "**" in row}
+    assert bold == {batch, code}
+    for reading in (batch, code):
+        gain = accuracy("readings", reading, 1, "SAP-100") - accuracy("readings", reading, 1, "dense")
+        assert 0.08 < gain < 0.09
+        assert clearly_above(row("readings", reading, 4, "SAP-100"), row("readings", text, 4, "SAP-100"))
+    clean = [accuracy("readings", reading, 0, "SAP-100") for reading in (text, READINGS[0])]
+    assert [round(100 * a) for a in clean] == [76, 64]
+
+
+def the_papers_text_comes_closest() -> None:
+    """By arithmetic of its own; the intervals are the table's."""
+    away = [points_away(reading) for reading in READINGS]
     assert 3 < away[1] - away[0] < 4
     assert away[2] > away[1]
     rows = figures.readings_table(frame("readings")).data.splitlines()[2:]
@@ -433,9 +453,19 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "intro",
-        "That detail of the released code is not, either: without an attack it changes nothing, and over all the "
-        "published numbers it ends up farther from them.",
-        the_papers_text_comes_closest,
+        "There the adversary on batch statistics brings SAP-100's published numbers from about thirteen points away "
+        "to about seven, on average, with or without the other ways of the released code;",
+        on_the_short_schedule_the_released_code_comes_closer,
+    ),
+    ("intro", "on our fully trained network it leads farther away.", the_papers_text_comes_closest),
+    (
+        "09_released_code",
+        "There the text's own reading is about thirteen points away from the published numbers on average, as it is on "
+        "the fully trained network; the adversary on batch statistics is about seven away, and all that the released "
+        "code does together is, too: both clearly closer, and neither than the other. The gain over dense at λ = 1 is "
+        "eight or nine points with either. And SAP costs a network less that was trained for a fifth of the epochs: "
+        "without an attack SAP-100 gets 76 % right there, and 64 % on the fully trained one.",
+        on_the_short_schedule_the_released_code_comes_closer,
     ),
     ("intro", "A ladder of attacks was run on 200 images", the_ladder_is_of_200_images),
     ("intro", "Here, on 200 images, many small steps", the_ladder_is_of_200_images),
