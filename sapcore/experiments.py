@@ -183,14 +183,6 @@ def fig1b(s: Settings) -> list[Point]:
     return _fgsm(s, DENSE) + [point for curve in curves for point in curve]
 
 
-def precision(s: Settings) -> list[Point]:
-    """SAP-100 of Fig. 1b in either arithmetic, its adversary's gradient included."""
-    curve = _fgsm(dataclasses.replace(s, eps=s.eps or EPS_PRECISION), SAP_100)
-    return [
-        Point(dataclasses.replace(point.cell, precision=name), name) for name in reversed(PRECISIONS) for point in curve
-    ]
-
-
 def _iterative(s: Settings, defence: Defence, source: Defence, e: float, steps: int, passes: int) -> Cell:
     return _cell(s, defence, Attack("iterative", e, source, "mean_of_gradients", passes, s.step, steps))
 
@@ -320,6 +312,14 @@ def fig6_budget(s: Settings) -> list[Point]:
 
 RELEASED_BATCH = 500
 """Images to a batch of the released code's adversary."""
+
+
+def precision(s: Settings) -> list[Point]:
+    """SAP-100 of Fig. 1b in either arithmetic, its adversary's gradient included."""
+    curve = _fgsm(dataclasses.replace(s, eps=s.eps or EPS_PRECISION), SAP_100)
+    return [
+        Point(dataclasses.replace(point.cell, precision=name), name) for name in reversed(PRECISIONS) for point in curve
+    ]
 
 
 class Reading(NamedTuple):
@@ -506,7 +506,6 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "sec2": sec2,
     "fig1a": fig1a,
     "fig1b": fig1b,
-    "precision": precision,
     "fig1c": fig1c,
     "fig1c_steps": fig1c_steps,
     "fig2a": fig2a,
@@ -518,6 +517,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "fig5": fig5,
     "fig6": fig6,
     "fig6_budget": fig6_budget,
+    "precision": precision,
     "readings": readings,
     "ladder": ladder,
     "ladder_checks": ladder_checks,
