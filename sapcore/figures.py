@@ -707,10 +707,10 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
         nearest = closest[short[name]]
         more, low, high = _with_interval(distance[name] - distance[nearest])
         said = "the closest" if name == nearest else f"{more:+.1f} [{low:+.1f}, {high:+.1f}]"
-        shown[f"**{name}**" if low <= 0 else name] = [*row, said, "short" if short[name] else ""]
-    columns = [*heads, "mean distance (points)", "farther than the closest (points)", "training"]
+        label = name + ", short training" * (short[name] and "short training" not in name)
+        shown[f"**{label}**" if low <= 0 else label] = [*row, said]
+    columns = [*heads, "mean distance (points)", "farther than the closest (points)"]
     table = pd.DataFrame.from_dict(shown, orient="index", columns=columns)
-    table = table if any(short.values()) else table.drop(columns="training")
     return Markdown(table.rename_axis("accuracy (%) [interval]").to_markdown(disable_numparse=True))
 
 
