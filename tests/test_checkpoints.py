@@ -213,7 +213,7 @@ def test_every_committed_checkpoint_is_whole_and_tells_its_recipe_device_time_an
 
 
 def test_a_recipe_is_the_same_where_a_field_of_its_rules_is_younger_than_the_card(saved: nn.Module) -> None:
-    recipe = double_dqn.RECIPES["double-dqn-Bowling"]
+    recipe = double_dqn.RECIPES["double-dqn-Assault"]
     of_then = json.loads(json.dumps(dataclasses.asdict(recipe)))
     del of_then["rules"]["clipped_rewards"]
     checkpoints.save(saved, NAME, {"recipe": of_then})
@@ -224,7 +224,7 @@ def test_a_recipe_is_the_same_where_a_field_of_its_rules_is_younger_than_the_car
 
 @pytest.mark.parametrize("harm", ["no card", "a damaged card", "truncated weights"])
 def test_what_is_damaged_counts_as_not_trained(saved: nn.Module, folder: Path, harm: str) -> None:
-    recipe = double_dqn.RECIPES["double-dqn-Bowling"]
+    recipe = double_dqn.RECIPES["double-dqn-Assault"]
     checkpoints.save(saved, NAME, {"recipe": dataclasses.asdict(recipe)})
     assert checkpoints.is_by(NAME, recipe)
     if harm == "no card":
