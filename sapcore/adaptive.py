@@ -13,6 +13,8 @@ from sapcore.experiments import EPS_UNBOUNDED
 BLACK_BOX = "Square (black box)"
 KNOWS_NOTHING = ("no attack", "random noise")
 TRANSFERRED = ("FGSM on dense", "iterative on dense")
+STRONGEST_FIRST = ["accuracy", "gradients"]
+"""Of attacks that leave the same the cheapest is first."""
 PASS, SO_FAR, FAIL, OPEN = "pass", "pass, so far", "fail", "not computed"
 
 
@@ -27,7 +29,7 @@ def strongest(frame: pd.DataFrame) -> pd.DataFrame:
     if attacked.empty:
         return attacked
     groups = attacked.groupby(["panel", "eps"], sort=False)
-    ranked = attacked.sort_values(["accuracy", "gradients"], kind="stable").drop_duplicates(["panel", "eps"])
+    ranked = attacked.sort_values(STRONGEST_FIRST, kind="stable").drop_duplicates(["panel", "eps"])
     found = attacked[["panel", "eps"]].drop_duplicates().merge(ranked, how="left")[attacked.columns]
     for counted in ("single_pass", "every_pass"):
         found[counted] = groups[counted].min().to_numpy()

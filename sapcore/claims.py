@@ -810,7 +810,7 @@ def _strongest(n: Numbers, panel: str, eps: float, among: str = "", so_far: bool
             rows.append(n.at(figure, name, eps, panel))
         except Missing as missing:
             lacking = lacking or missing
-    strongest = min(rows, key=lambda row: (float(row["accuracy"]), int(row["gradients"])), default=None)
+    strongest = min(rows, key=lambda row: tuple(row[adaptive.STRONGEST_FIRST]), default=None)
     if strongest is None or (lacking and strongest["accuracy"] > 0.01 and not so_far):
         raise lacking or Missing(f"{panel} at λ = {eps:g} is not computed")
     return strongest

@@ -243,8 +243,8 @@ class _Run:
             try:
                 return self.compiled(x)
             except torch._dynamo.exc.BackendCompilerFailed:
-                without = f"{self.name} is trained without torch.compile, a third slower"
-                warnings.warn(f"{without}: it found no C++ compiler that works", stacklevel=2)
+                why = "it found no C++ compiler that works"
+                warnings.warn(f"{self.name} is trained without torch.compile, slower: {why}", stacklevel=2)
                 self.compiled = None
         return self.model(x)
 

@@ -182,3 +182,20 @@ def test_the_accelerator_runs_a_group_side_by_side_and_stops_at_the_deadline(acc
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert "hello" in lines
     assert [line.split(":")[0] for line in lines if ": -c" in line] == [*commands]
+
+
+def test_the_accelerator_measures_nothing_by_kernels_that_fail_their_tests(
+    accelerator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+
+    def run(commands: dict[str, list[str]], out: Path, deadline: float) -> dict[str, int]:
+        begun.extend(commands)
+        return dict.fromkeys(commands, 1)
+
+    monkeypatch.setattr(accelerator, "run", run)
+    monkeypatch.setattr(sys, "argv", ["accelerator.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        accelerator.main()
+    assert begun == ["tests"]
+    assert "nothing is measured by kernels that fail their tests" in capsys.readouterr().out
