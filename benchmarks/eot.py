@@ -32,7 +32,7 @@ def main() -> None:
     device, eps, steps, passes = options.device, options.eps, options.steps, options.passes
     x, y = test_images(options.dataset, options.examples)
     noisy = with_sap(network(options.dataset, device), 100)
-    batch_size = evaluation.BATCH_SIZE if device.type == "cpu" else 2000
+    batch_size = evaluation.most_rows(device)
     eotpgd = torchattacks.EOTPGD(FreshPasses(noisy).eval(), eps=eps / 255, alpha=1 / 255, steps=steps, eot_iter=passes,
                                  random_start=False)  # fmt: skip
     candidates = {

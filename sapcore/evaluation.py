@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from weakref import WeakKeyDictionary
 
 import torch
 from scipy.stats import binomtest
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 from sapcore.bfloat16 import autocast
 from sapcore.errors import SapcoreError, check_count, check_tensor
 from sapcore.randomness import Begun, NoisyModel, per_example
+from sapcore.splitting import has_hooks
 
 BATCH_SIZE = 256
-"""Rows per forward pass: more cost a CPU its cache, fewer its time between the layers; a GPU wants more."""
+"""Rows per forward pass at most: more cost a CPU its cache, fewer its time between the layers."""
+BATCH_SIZE_ON_GPU = 2000
+MEMORY = 2**30
+"""Bytes that the rows of a forward pass may keep for their gradient on a CPU, unless a batch size is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +65,15 @@ def predict(
     passes: int = 100,
     seed: int = 1,
     ids: Tensor | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     precision: str = "float32",
 ) -> Tensor:
     """Mean softmax over `passes` fresh noisy passes, float64 (N, classes).
 
     x: (N, 3, 32, 32), uint8 or float in 0-255; ids: int64 (N,), names of the examples, default 0..N-1.
-    A deterministic network is run once. At most `batch_size` rows are in memory at a time; the result
-    does not depend on it but for float rounding. Raises `SapcoreError` for a network in training mode, and where its
-    output is nan or inf.
+    A deterministic network is run once. At most `batch_size` rows are in memory at a time, by default as many as
+    `rows_at_once` finds; the result does not depend on it but for float rounding. Raises `SapcoreError` for a network
+    in training mode, and where its output is nan or inf.
     """
     return _predict(model, x, None, passes, seed, ids, batch_size, precision)[0]
 
@@ -80,7 +85,7 @@ def predict_and_count(
     passes: int = 100,
     seed: int = 1,
     ids: Tensor | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     precision: str = "float32",
 ) -> tuple[Tensor, Tensor]:
     """What `predict` returns, and how many of its passes alone get each image right, int64 (N,). y: int64 (N,)."""
@@ -89,8 +94,8 @@ def predict_and_count(
 
 @torch.no_grad()
 def _predict(
-    model: nn.Module, x: Tensor, y: Tensor | None, passes: int, seed: int, ids: Tensor | None, batch_size: int,
-    precision: str,
+    model: nn.Module, x: Tensor, y: Tensor | None, passes: int, seed: int, ids: Tensor | None,
+    batch_size: int | None, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_network(model)
     check_tensor("x", x)
@@ -98,6 +103,7 @@ def _predict(
     device, count = device_of(model), count_passes(model, passes)
     if not len(x):
         raise SapcoreError("x holds no images, but at least one is needed")
+    batch_size = rows_at_once(model, x, batch_size, precision)
     outputs, counts = [], []
     for rows, names in batches(len(x), ids, batch_size):
         begun = begin(model, as_pixels(x[rows], device), precision)
@@ -116,6 +122,57 @@ def _predict(
         outputs.append(mean)
         counts.append(right.cpu())
     return torch.cat(outputs), torch.cat(counts) if y is not None else torch.zeros(0, dtype=torch.int64)
+
+
+def most_rows(device: torch.device) -> int:
+    """So many rows serve a device best, if it has the memory."""
+    return BATCH_SIZE if device.type == "cpu" else BATCH_SIZE_ON_GPU
+
+
+def rows_at_once(model: nn.Module, x: Tensor, batch_size: int | None, precision: str) -> int:
+    """Rows per forward pass: `batch_size`, or, if that is None, as many as serve the device and fit into its memory.
+
+    That is `MEMORY` on a CPU, half of what is free on a GPU. What a row takes is measured once per network and shape,
+    on four copies of the first image; not if hooks wait for a call.
+    """
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+        return batch_size
+    device = device_of(model)
+    if not len(x) or any(map(has_hooks, model.modules())):
+        return most_rows(device)
+    budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else MEMORY
+    return min(most_rows(device), max(1, budget // max(1, row_bytes(model, x, precision))))
+
+
+_ROW_BYTES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], int]] = WeakKeyDictionary()
+
+
+def row_bytes(model: nn.Module, x: Tensor, precision: str) -> int:
+    """Bytes of activations that the network keeps of one image, shaped as x[0], for its gradient."""
+    known, kind = _ROW_BYTES.setdefault(model, {}), (x.shape[1:], precision, device_of(model))
+    if kind not in known:
+        known[kind] = (_kept(model, x, 4, precision) - _kept(model, x, 2, precision)) // 2
+    return known[kind]
+
+
+def _kept(model: nn.Module, x: Tensor, rows: int, precision: str) -> int:
+    """Bytes that so many copies of the first image keep for their gradient."""
+    device, noisy = device_of(model), isinstance(model, NoisyModel)
+    sizes: dict[int, int] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    leaf = as_pixels(x[:1].repeat(rows, *[1] * (x.dim() - 1)), device).requires_grad_()
+    devices = [device] if device.type == "cuda" else []
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved)
+    with torch.random.fork_rng(devices), torch.enable_grad(), autocast(precision, device), hooks:
+        # the output holds on to what is saved, so that no address comes twice
+        output = model(leaf, ids=torch.arange(rows), passes=torch.zeros(rows).long()) if noisy else model(leaf)
+    del output
+    return sum(sizes.values())
 
 
 def begin(model: nn.Module, x: Tensor, precision: str) -> Begun:
@@ -174,7 +231,6 @@ def _logits(found: object, rows: int) -> Tensor:
 
 def batches(n: int, ids: Tensor | None, batch_size: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of at most `batch_size` of n examples, each with the names of its examples."""
-    check_count("batch_size", batch_size)
     ids, _ = per_example(n, ids, 0)
     for start in range(0, n, batch_size):
         rows = slice(start, min(start + batch_size, n))

@@ -314,7 +314,7 @@ def _played(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 def _batch_size(device: torch.device, batch_statistics: int = 0) -> int:
     """Images to a batch: on every device so many as share their statistics, if they do."""
-    return batch_statistics or (evaluation.BATCH_SIZE if device.type == "cpu" else 2000)
+    return batch_statistics or evaluation.most_rows(device)
 
 
 def attacked(

@@ -267,6 +267,67 @@ def test_a_senseless_batch_size_is_refused(noisy: NoisyModel, digits: Images, ba
         predict(noisy, digits[0][:1], passes=1, batch_size=batch_size)
 
 
+class Counted(nn.Module):
+    """A layer of 1,000 units, whose images and units are kept for the gradient; it notes the rows of each call."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(pixels, 1000), nn.Linear(1000, 10)
+        self.rows: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        found: Tensor = self.last(self.first(x.flatten(1)).relu())
+        return found
+
+
+@pytest.mark.parametrize(("memory", "rows"), [(10.5, 10), (1.5, 1), (0.5, 1), (10_000, evaluation.BATCH_SIZE)])
+def test_no_more_rows_at_once_than_fit_the_memory(
+    digits: Images, monkeypatch: pytest.MonkeyPatch, memory: float, rows: int
+) -> None:
+    x, y = digits[0].repeat(3, 1, 1, 1), digits[1].repeat(3)
+    pixels = x[0].numel()
+    model = Counted(pixels).eval()
+    monkeypatch.setattr(evaluation, "MEMORY", int(memory * 4 * (pixels + 1000)))
+    found = predict(model, x)
+    assert sorted(model.rows[:2]) == [2, 4]  # which measured
+    assert max(model.rows[2:]) == min(rows, len(x))
+    assert torch.equal(found, predict(model, x, batch_size=rows))
+    model.rows = []
+    attacks.fgsm(model, x, y, 4)
+    assert max(model.rows) == min(rows, len(x))
+    assert sum(model.rows) == len(x)  # it measured before
+
+
+def test_the_passes_of_a_noisy_network_share_the_memory(
+    noisy: NoisyModel, digits: Images, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = digits[0][:3], digits[1][:3]
+    of_a_row = evaluation.row_bytes(noisy, x, "float32")
+    monkeypatch.setattr(evaluation, "MEMORY", 7 * of_a_row)
+    assert evaluation.rows_at_once(noisy, x, None, "float32") == 7
+    expected = attacks.fgsm(noisy, x, y, 4, passes=5)
+    rows = watch(noisy)
+    assert torch.equal(attacks.fgsm(noisy, x, y, 4, passes=5, batch_size=7), expected)
+    assert max(rows) == 6  # two passes over three images
+
+
+def test_bfloat16_takes_less_memory(noisy: NoisyModel, digits: Images) -> None:
+    of = {name: evaluation.row_bytes(noisy, digits[0], name) for name in ("float32", "bfloat16")}
+    assert 0.4 * of["float32"] < of["bfloat16"] < 0.8 * of["float32"]
+
+
+def test_measuring_memory_calls_no_hook_and_draws_no_random_number(dense: nn.Module, digits: Images) -> None:
+    state = torch.get_rng_state()
+    evaluation.rows_at_once(nn.Sequential(dense, nn.Dropout(0.5)), digits[0], None, "float32")
+    assert torch.equal(torch.get_rng_state(), state)
+    with_hook = nn.Sequential(dense)
+    calls: list[int] = []
+    with_hook.register_forward_hook(lambda *_: calls.append(1))
+    assert evaluation.rows_at_once(with_hook, digits[0], None, "float32") == evaluation.BATCH_SIZE
+    assert not calls
+
+
 def test_a_network_in_training_mode_is_refused(digits: Images) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     with pytest.raises(SapcoreError, match="the network is in training mode"):

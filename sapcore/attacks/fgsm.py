@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.steps import check_eps, in_batches
-from sapcore.evaluation import BATCH_SIZE, as_pixels, count_passes
+from sapcore.evaluation import as_pixels, count_passes
 from sapcore.randomness import stream
 
 
@@ -18,7 +18,7 @@ def fgsm(
     seed: int = 0,
     ids: Tensor | None = None,
     estimator: str = "mean_of_gradients",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     precision: str = "float32",
     loss: str = "cross_entropy",
 ) -> Tensor:
@@ -41,14 +41,14 @@ def fgsm_direction(
     seed: int = 0,
     ids: Tensor | None = None,
     estimator: str = "mean_of_gradients",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     precision: str = "float32",
     loss: str = "cross_entropy",
 ) -> Tensor:
     """The sign of the gradient at x, which does not depend on eps: float32 in {-1, 0, 1}, shaped as x."""
     estimate, count = estimator_named(estimator), count_passes(model, passes)
 
-    def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        return estimate(model, x, y, ids, stream(seed, "attack"), range(count), batch_size, precision, loss).sign()
+    def attack(x: Tensor, y: Tensor, ids: Tensor, rows: int) -> Tensor:
+        return estimate(model, x, y, ids, stream(seed, "attack"), range(count), rows, precision, loss).sign()
 
-    return in_batches(model, x, y, ids, batch_size, attack)
+    return in_batches(model, x, y, ids, batch_size, precision, attack)

@@ -9,7 +9,7 @@ from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.gradient import furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.errors import SapcoreError, check_count
-from sapcore.evaluation import BATCH_SIZE, as_pixels, count_passes, predict
+from sapcore.evaluation import as_pixels, count_passes, predict
 from sapcore.randomness import NoisyModel, per_example, stream, words
 
 
@@ -24,7 +24,7 @@ def iterative(
     seed: int = 0,
     ids: Tensor | None = None,
     estimator: str = "mean_of_gradients",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     precision: str = "float32",
     stop_at_success: bool = False,
     loss: str = "cross_entropy",
@@ -52,27 +52,27 @@ def iterative(
         raise SapcoreError("stop_at_success is for deterministic networks: one pass of a noisy one proves nothing")
     estimate, count = estimator_named(estimator), count_passes(model, passes)
 
-    def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        tried = [once(x, y, ids, stream(seed, "attack" if i == 0 else f"attack {i}")) for i in range(restarts)]
-        return furthest_wrong(model, tried, y, ids, passes, stream(seed, "choice"), batch_size, precision)
+    def attack(x: Tensor, y: Tensor, ids: Tensor, rows: int) -> Tensor:
+        tried = [once(x, y, ids, rows, stream(seed, "attack" if i == 0 else f"attack {i}")) for i in range(restarts)]
+        return furthest_wrong(model, tried, y, ids, passes, stream(seed, "choice"), rows, precision)
 
-    def once(x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Tensor:
+    def once(x: Tensor, y: Tensor, ids: Tensor, rows: int, seed: int) -> Tensor:
         x_adv = _anywhere(x, eps, seed, ids) if random_start else x.clone()
         left = torch.arange(len(x), device=x.device)
         for i in range(steps):
             if stop_at_success and i.bit_count() == 1:
-                found = predict(model, x_adv[left], batch_size=batch_size, precision=precision).argmax(1)
+                found = predict(model, x_adv[left], batch_size=rows, precision=precision).argmax(1)
                 left = left[found.to(y.device) == y[left]]
             if not len(left):
                 break
             start, before = (x, x_adv) if len(left) == len(x) else (x[left], as_pixels(x_adv[left], x.device))
             fresh = range(i * count, (i + 1) * count)
             names = ids[left.to(ids.device)]
-            gradient = estimate(model, before, y[left], names, seed, fresh, batch_size, precision, loss)
+            gradient = estimate(model, before, y[left], names, seed, fresh, rows, precision, loss)
             x_adv[left] = project(before + step * gradient.sign(), start, eps)
         return x_adv
 
-    return in_batches(model, x, y, ids, batch_size, attack)
+    return in_batches(model, x, y, ids, batch_size, precision, attack)
 
 
 def _anywhere(x: Tensor, eps: float, seed: int, ids: Tensor) -> Tensor:

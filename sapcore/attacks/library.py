@@ -28,6 +28,7 @@ def autoattack(
     """AutoAttack's `rand` version (Croce and Hein 2020): APGD on two losses, `passes` passes to each gradient.
 
     x: (N, C, H, W) in 0-255; y: int64 (N,), of a network of three classes or more; eps: pixel units.
+    Both draw anew for each batch, so that here its size is part of what is computed.
     Returns float32, shaped as x: of each loss's point of the largest loss and its last one on which a single pass
     erred, that whose mean softmax over `passes` more is furthest wrong. Put together from torchattacks' parts, because
     its `rand` version makes 10 steps instead of the paper's 100. Raises `SapcoreError` without torchattacks.
@@ -90,13 +91,13 @@ def _by_torchattacks(
         raise SapcoreError(f"the images have shape {tuple(x.shape)}, but {name} takes (N, C, H, W)")
     asked = _Asked(model, stream(seed, f"attack by {name}"), asked_for, batch_size, precision)
 
-    def attack(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+    def attack(x: Tensor, y: Tensor, ids: Tensor, rows: int) -> Tensor:
         asked.labels = y
         with _generators_of_its_own(seed % 2**32):
             found = [project(255 * found.detach(), x, eps) for found in tries(torchattacks, asked, x / 255, y)]
-        return furthest_wrong(model, found, y, ids, passes, stream(seed, "choice"), batch_size, precision)
+        return furthest_wrong(model, found, y, ids, passes, stream(seed, "choice"), rows, precision)
 
-    return in_batches(model, x, y, None, batch_size, attack)
+    return in_batches(model, x, y, None, batch_size, precision, attack)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError, check_tensor
-from sapcore.evaluation import as_pixels, batches, check_labels, check_network, device_of
+from sapcore.evaluation import as_pixels, batches, check_labels, check_network, device_of, rows_at_once
 
 
 def check_eps(eps: float) -> float:
@@ -52,16 +52,18 @@ def in_batches(
     x: Tensor,
     y: Tensor,
     ids: Tensor | None,
-    batch_size: int,
-    attack: Callable[[Tensor, Tensor, Tensor], Tensor],
+    batch_size: int | None,
+    precision: str,
+    attack: Callable[[Tensor, Tensor, Tensor, int], Tensor],
 ) -> Tensor:
-    """Run `attack(x, y, ids)` on batches of pixels in 0-255; returns float32 on the device of x."""
+    """Run `attack(x, y, ids, rows per pass)` on batches of pixels in 0-255; returns float32 on the device of x."""
     check_network(model)
     check_pixels(x)
     y = check_labels(y, len(x))
     device = device_of(model)
+    at_once = rows_at_once(model, x, batch_size, precision)
     done = [
-        attack(as_pixels(x[rows], device), y[rows].to(device), names).to(x.device)
-        for rows, names in batches(len(x), ids, batch_size)
+        attack(as_pixels(x[rows], device), y[rows].to(device), names, at_once).to(x.device)
+        for rows, names in batches(len(x), ids, at_once)
     ]
     return torch.cat(done) if done else x.float()
