@@ -4,13 +4,14 @@
 
 Each call treats `passes` Monte Carlo passes of one image, map by map. Error: the distance between how often a unit
 was kept and the law 1 - (1 - p)^r, in standard errors, root mean square over all units whose law lies in 0.05 to
-0.95; an exact sampler has 1. On a GPU, where each candidate is a CUDA graph, the kernel is also measured against a
-plain copy of the same maps.
+0.95; an exact sampler has 1. On a CPU the kernel is also measured on one thread, because virtual cores may share a real
+one. On a GPU each candidate is a CUDA graph. A plain copy of the same maps shows how much memory alone would take.
 """
 
 import math
 from collections.abc import Callable, Iterable
 
+import numba
 import torch
 from common import alternate, arguments, network, percentiles, report, test_images
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from sapcore import sap, with_sap
 from sapcore.bfloat16 import autocast
 from sapcore.sap import SAP
 
+KERNEL, ONE_THREAD = "kernel, scaling included", "kernel on one thread"
+MULTINOMIAL, COPY = "torch.multinomial and scatter", "plain copy"
 SAPS = {"cpu": "cpu", "cuda": "gpu"}
 
 
@@ -62,6 +65,15 @@ def one_by_one(results: Iterable[Tensor]) -> None:
         pass
 
 
+def on_one_thread(run: Callable[[], object]) -> None:
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        run()
+    finally:
+        numba.set_num_threads(threads)
+
+
 def error(kept: list[Tensor], p: list[Tensor]) -> float:
     scores = []
     for mask, probability in zip(kept, p, strict=True):
@@ -82,18 +94,23 @@ def main() -> None:
     p = [h / h.sum(1, keepdim=True) for h in flat]
     names, backend = torch.arange(passes, device=device), SAPS[device.type]
     outputs = [torch.empty_like(h) for h in maps]
-    candidates = {
-        "kernel, scaling included": lambda: one_by_one(
-            sap(h, 100, ids=names, passes=names, backend=backend) for h in maps
-        ),
-        "torch.multinomial and scatter": lambda: one_by_one(kept_by_multinomial(row) for row in p),
-        "plain copy": lambda: one_by_one(out.copy_(h) for out, h in zip(outputs, maps, strict=True)),
+
+    def kernel() -> None:
+        one_by_one(sap(h, 100, ids=names, passes=names, backend=backend) for h in maps)
+
+    candidates: dict[str, Callable[[], object]] = {
+        KERNEL: kernel,
+        MULTINOMIAL: lambda: one_by_one(kept_by_multinomial(row) for row in p),
+        COPY: lambda: one_by_one(out.copy_(h) for out, h in zip(outputs, maps, strict=True)),
     }
+    if device.type == "cpu":
+        candidates[ONE_THREAD] = lambda: on_one_thread(kernel)
     seconds = alternate({n: recorded(run, device) for n, run in candidates.items()}, options.rounds, device)
-    ours, theirs, copy = (seconds[name] for name in candidates)
+    ours, theirs, copy = seconds[KERNEL], seconds[MULTINOMIAL], seconds[COPY]
+    alone = {"times_faster_on_one_thread": percentiles(theirs / seconds[ONE_THREAD])} if ONE_THREAD in seconds else {}
     errors = {
-        "kernel, scaling included": error([kept_by_kernel(h, backend).movedim(1, -1).flatten(1) for h in maps], p),
-        "torch.multinomial and scatter": error([kept_by_multinomial(row) for row in p], p),
+        KERNEL: error([kept_by_kernel(h, backend).movedim(1, -1).flatten(1) for h in maps], p),
+        MULTINOMIAL: error([kept_by_multinomial(row) for row in p], p),
     }
     table = [
         {"sampler": name, **percentiles(1e3 * seconds[name] / passes), "unit": "ms per image",
@@ -105,6 +122,7 @@ def main() -> None:
         "sampling", options, table, passes=passes, units=units,
         bytes_per_image=2 * sum(h[0].numel() * h.element_size() for h in maps),
         times_faster=percentiles(theirs / ours), share_of_copy_bandwidth=percentiles(copy / ours),
+        **alone,
     )  # fmt: skip
 
 
