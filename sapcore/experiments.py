@@ -340,6 +340,7 @@ READINGS = {
     "28 × 28 crops": Reading("reading-crop"),
     "wrapped pixels": Reading("reading-wrap"),
     "colour jitter": Reading("reading-jitter"),
+    "eight devices": Reading("reading-devices"),
     "all of the released code": Reading("reading-released", batch_statistics=True),
 }
 

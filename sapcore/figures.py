@@ -246,6 +246,7 @@ def model_cards(cards: list[dict[str, Any]]) -> Markdown:
         if recipe.get("crop"):
             special.append(f"crops of {recipe['crop']} × {recipe['crop']}")
         special += [name for way, name in (("wrap", "wrapped pixels"), ("jitter", "colour jitter")) if recipe.get(way)]
+        special += [f"{recipe['devices']} devices"] if recipe.get("devices", 1) > 1 else []
         special += [recipe["note"]] if recipe.get("note") else []
         rows.append({
             "checkpoint": card["name"],

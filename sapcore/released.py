@@ -95,3 +95,41 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
         return BatchStatistics(norm)
 
     return replace_modules(model, (nn.BatchNorm2d,), replaced)
+
+
+class ByDevice(nn.BatchNorm2d):
+    """A BatchNorm whose batch is spread over devices in training: each normalizes its own images alone.
+
+    What is kept for use is the mean over devices. Parameters and buffers are those of `norm`.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, devices: int) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine)
+        self.weight, self.bias, self.devices = norm.weight, norm.bias, devices
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        parts = x.tensor_split(min(self.devices, len(x)))
+        means = [self.running_mean.clone() for _ in parts]
+        variances = [self.running_var.clone() for _ in parts]
+        normalized = [
+            F.batch_norm(*part, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
+            for part in zip(parts, means, variances, strict=True)
+        ]
+        self.running_mean.copy_(torch.stack(means).mean(0))
+        self.running_var.copy_(torch.stack(variances).mean(0))
+        return torch.cat(normalized)
+
+
+def by_device(model: nn.Module, devices: int) -> nn.Module:
+    """A copy of a network that is trained as if on so many devices, the batch divided among them."""
+
+    def replaced(norm: nn.Module) -> nn.Module:
+        assert isinstance(norm, nn.BatchNorm2d)
+        return ByDevice(norm, devices)
+
+    return replace_modules(model, (nn.BatchNorm2d,), replaced)

@@ -23,7 +23,7 @@ from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20, initialize
 from sapcore.paths import STATE
 from sapcore.randomness import stream
-from sapcore.released import Images, jittered, wrapped
+from sapcore.released import Images, by_device, jittered, wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Recipe:
     """Random changes of hue, lightness and saturation (`released.jittered`)."""
     wrap: bool = False
     """Pixels as `released.wrapped` makes them."""
+    devices: int = 1
+    """The batch is divided among so many, and BatchNorm normalizes each one's images alone (`released.by_device`)."""
     note: str = ""
     """What else a reader of the model card should know."""
 
@@ -99,10 +101,10 @@ def _adversarial(recipe: Recipe) -> Recipe:
 
 
 def _readings(dataset: str, recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe as it is, with each of the released code's own ways, and with all of them."""
+    """The recipe as it is, with each of the released code's own ways, and with all of them but the eight devices."""
     ways: dict[str, dict[str, Any]] = {"crop": {"crop": 28}, "wrap": {"wrap": True}, "jitter": {"jitter": True}}
     every = {name: value for way in ways.values() for name, value in way.items()}
-    found = {"paper": {}, **ways, "released": every}
+    found = {"paper": {}, **ways, "devices": {"devices": 8}, "released": every}
     return {f"resnet20-{dataset}-reading-{name}": dataclasses.replace(recipe, **way) for name, way in found.items()}
 
 
@@ -160,8 +162,9 @@ class _Run:
         self._plain = ResNet20()
         initialize(self._plain, torch.Generator().manual_seed(recipe.seed))
         self._plain.to(device)
-        self.dropout = with_dropout(self._plain, recipe.dropout) if recipe.dropout else None
-        self.model = self._plain if self.dropout is None else self.dropout.model
+        network = by_device(self._plain, recipe.devices) if recipe.devices > 1 else self._plain
+        self.dropout = with_dropout(network, recipe.dropout) if recipe.dropout else None
+        self.model = network if self.dropout is None else self.dropout.model
         trained = [(key, p) for key, p in self.model.named_parameters() if p.requires_grad]
         groups = [
             {"params": [p for key, p in trained if key.endswith("weight")], "weight_decay": recipe.weight_decay},

@@ -1,6 +1,7 @@
 """The released code's ways: what they do to images, to training and to the adversary's gradient."""
 
 import colorsys
+import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -12,7 +13,16 @@ from torch import Tensor, nn
 from sapcore import attacks, checkpoints, data, evaluation, released, runner, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.experiments import READINGS, points, readings, settings
-from sapcore.released import BatchStatistics, Images, images_of, jittered, with_batch_statistics, wrapped
+from sapcore.released import (
+    BatchStatistics,
+    ByDevice,
+    Images,
+    by_device,
+    images_of,
+    jittered,
+    with_batch_statistics,
+    wrapped,
+)
 from sapcore.results import Attack
 from sapcore.training import RECIPES, Recipe, _Run, train
 
@@ -86,6 +96,38 @@ def test_an_adversary_on_batch_statistics_is_weaker(dense: nn.Module, digits: Ba
     assert with_sap(with_batch_statistics(dense), 100)(x[:4].float()).isfinite().all()
 
 
+@pytest.mark.parametrize(("images", "devices"), [(12, 4), (13, 4), (3, 8), (8, 1)])
+def test_each_device_normalizes_its_own_images(images: int, devices: int) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(images, 3, 5, 5) * torch.rand(images, 1, 1, 1) + torch.randn(3, 1, 1)).requires_grad_()
+    norm = nn.BatchNorm2d(3)
+    nn.init.normal_(norm.weight)
+    found = by_device(nn.Sequential(norm), devices)
+    parts = x.tensor_split(min(devices, images))
+    alone = [copy.deepcopy(norm) for _ in parts]
+    expected = torch.cat([one(part) for one, part in zip(alone, parts, strict=True)])
+    output = found(x)
+    torch.testing.assert_close(output, expected)
+    weights = torch.randn_like(x)
+    gradients = [torch.autograd.grad((y * weights).sum(), x, retain_graph=True)[0] for y in (output, expected)]
+    torch.testing.assert_close(*gradients)
+    for name in ("running_mean", "running_var"):
+        kept = torch.stack([getattr(one, name) for one in alone]).mean(0)
+        torch.testing.assert_close(getattr(found.get_submodule("0"), name), kept)
+    assert set(found.state_dict()) == {f"0.{name}" for name in norm.state_dict()}
+    norm.load_state_dict({name[2:]: t for name, t in found.state_dict().items()})
+    torch.testing.assert_close(found.eval()(x), norm.eval()(x), rtol=0, atol=0)
+
+
+def test_a_network_trained_on_devices_is_used_as_any(few: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, devices=4)
+    model = train("on four", recipe, "cpu", few / "state", progress=False)
+    assert not any(isinstance(module, ByDevice) for module in model.modules())
+    other = train("on one", RECIPE, "cpu", few / "state", progress=False)
+    x = data.load("digits", "test")[0][:8].float()
+    assert not torch.allclose(model(x), other(x), atol=1e-3)
+
+
 RECIPE = Recipe("digits", schedule=((1, 0.1),), batch_size=32, pad=2, mirror=False)
 
 
@@ -117,16 +159,16 @@ def test_a_network_sees_images_in_its_own_way_in_training_and_in_test(way: dict[
     assert checkpoints.card("small")["test_accuracy"] == pytest.approx(float(right))
 
 
-def test_readings_differ_in_one_thing_each_and_the_last_in_all() -> None:
+def test_readings_differ_in_one_thing_each_and_the_last_in_all_but_the_devices() -> None:
     recipes = {name.rsplit("-", 1)[1]: r for name, r in RECIPES.items() if name.startswith("resnet20-cifar10-reading")}
-    assert list(recipes) == ["paper", "crop", "wrap", "jitter", "released"]
+    assert list(recipes) == ["paper", "crop", "wrap", "jitter", "devices", "released"]
     paper = dataclasses.asdict(recipes["paper"])
     changed = {
         name: {k: v for k, v in dataclasses.asdict(recipe).items() if v != paper[k]} for name, recipe in recipes.items()
     }
     assert changed == {
         "paper": {}, "crop": {"crop": 28}, "wrap": {"wrap": True}, "jitter": {"jitter": True},
-        "released": {"crop": 28, "wrap": True, "jitter": True},
+        "devices": {"devices": 8}, "released": {"crop": 28, "wrap": True, "jitter": True},
     }  # fmt: skip
     book = dataclasses.asdict(RECIPES["resnet20-cifar10"])
     assert {k for k, v in book.items() if v != paper[k]} == {"schedule", "note"}
@@ -148,7 +190,7 @@ def test_the_cells_of_the_readings() -> None:
         short = name not in ("the paper's text", "adversary on batch statistics", "gradient through the scale")
         assert ("reading" in cell.checkpoint) == short
     assert {p.cell.attack for p in found if not p.cell.attack.eps} == {Attack()}
-    assert len(readings(settings("digits"))) == 17 * 8
+    assert len(readings(settings("digits"))) == 19 * 8
 
 
 @pytest.mark.parametrize("n", [20, 70])
