@@ -328,20 +328,25 @@ class Reading(NamedTuple):
     trained: str = ""
     """The network's recipe, where it is not the book's."""
     batch_statistics: bool = False
+    """The adversary's; the attacked network's only if `everywhere`."""
+    everywhere: bool = False
     backward: str = "constant"
 
 
 READINGS = {
     "the paper's text": Reading(),
     "adversary on batch statistics": Reading(batch_statistics=True),
+    "both on batch statistics": Reading(batch_statistics=True, everywhere=True),
     "gradient through the scale": Reading(backward="scale"),
     "the paper's text, short training": Reading("reading-paper"),
     "adversary on batch statistics, short training": Reading("reading-paper", batch_statistics=True),
+    "both on batch statistics, short training": Reading("reading-paper", batch_statistics=True, everywhere=True),
     "28 × 28 crops": Reading("reading-crop"),
     "wrapped pixels": Reading("reading-wrap"),
     "colour jitter": Reading("reading-jitter"),
     "eight devices": Reading("reading-devices"),
     "all of the released code": Reading("reading-released", batch_statistics=True),
+    "all of it, and both on batch statistics": Reading("reading-released", batch_statistics=True, everywhere=True),
 }
 
 
@@ -357,7 +362,8 @@ def readings(s: Settings) -> list[Point]:
             for e in s.eps or EPS:
                 batch = RELEASED_BATCH if reading.batch_statistics else 0
                 attack = Attack("fgsm", e, source, "mean_of_gradients", passes, batch_statistics=batch)
-                cell = _cell(s, defence, attack, reading.trained)
+                attacked = dataclasses.replace(defence, batch_statistics=batch if reading.everywhere else 0)
+                cell = _cell(s, attacked, attack, reading.trained)
                 points.append(Point(cell, name, defence.label))
     return points
 

@@ -631,27 +631,52 @@ def best_of_baselines(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
 
 
 def readings(frame: pd.DataFrame) -> Figure:
-    """Accuracy of dense and SAP-100 under FGSM by each reading of the paper, with the published numbers."""
-    names = list(frame["series"].unique())
+    """Accuracy of dense and SAP-100 under FGSM by each reading of the paper, with the published numbers.
+
+    A row of panels for the networks that were trained in full and, if there are any, one for those on a short schedule.
+    """
     grid = sorted(frame["eps"].unique())
-    figure, panels = _panels(list(frame["panel"].unique()))
-    figure.set_size_inches(8, 4.6)
+    lengths = [part for _, part in frame.groupby(frame["series"].map(_is_short))]
+    columns = list(frame["panel"].unique())
+    _style()
+    size = 4 * len(columns), 1.1 + 3.4 * len(lengths)
+    figure, axes = plt.subplots(len(lengths), len(columns), figsize=size, squeeze=False, layout="constrained")
+    names = list(dict.fromkeys(map(_without_length, frame["series"])))
     colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))]
     styles = {
         name: {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
         for name, colour, marker in zip(names, colours, "osv^DPhX<>"[: len(names)], strict=True)
     }
-    for axes, (panel, part) in zip(panels, frame.groupby("panel", sort=False), strict=False):
-        _draw_curves(axes, part, [grid.index(e) for e in part["eps"]], styles)
-        points = [p for p in PUBLISHED if (p.figure, p.series, p.minus) == ("fig1b", panel, "") and p.eps in grid]
-        if points and frame.attrs["settings"].dataset == "cifar10":
-            at, values = zip(*((grid.index(p.eps), 100 * p.value) for p in points), strict=True)
-            axes.plot(at, values, "D", color="crimson", fillstyle="none", markersize=9, label="published")
-        axes.set(title=panel, xlabel=EPS_LABEL, ylabel="accuracy (%)", ylim=(-3, 103))
-        axes.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
-    known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    for row, part in zip(axes, lengths, strict=True):
+        short = _is_short(part["series"].iloc[0])
+        shown = part.assign(series=part["series"].map(_without_length))
+        for place, panel in zip(row, columns, strict=True):
+            curves = shown[shown["panel"] == panel]
+            _draw_curves(place, curves, [grid.index(e) for e in curves["eps"]], styles)
+            points = [p for p in PUBLISHED if (p.figure, p.series, p.minus) == ("fig1b", panel, "") and p.eps in grid]
+            if points and frame.attrs["settings"].dataset == "cifar10":
+                at, values = zip(*((grid.index(p.eps), 100 * p.value) for p in points), strict=True)
+                place.plot(at, values, "D", color="crimson", fillstyle="none", markersize=9, label="published")
+            place.set(title=f"{panel}, short training" if short else panel, ylabel="accuracy (%)", ylim=(-3, 103))
+            place.set_xticks(range(len(grid)), [f"{e:g}" for e in grid])
+    for place in axes[-1]:
+        place.set_xlabel(EPS_LABEL)
+    labels = (axes_.get_legend_handles_labels() for axes_ in axes.flat)
+    known = {label: handle for pair in labels for handle, label in zip(*pair, strict=True)}
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
+
+
+SHORT = ", short training"
+
+
+def _is_short(reading: str) -> bool:
+    """Whether the networks of a reading were trained on a shorter schedule than the book's."""
+    return bool(READINGS[reading].trained)
+
+
+def _without_length(reading: str) -> str:
+    return reading.removesuffix(SHORT)
 
 
 def readings_table(frame: pd.DataFrame) -> Markdown:
@@ -671,7 +696,8 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
         """An accuracy with its interval, and itself as it might have come out as well, itself being the first."""
         row = found[panel, name, eps]
         # Without an attack all readings of a network are one cell.
-        key = panel, name if eps else READINGS[name].trained, eps, row["accuracy"]
+        network = READINGS[name].trained, READINGS[name].everywhere
+        key = panel, name if eps else network, eps, row["accuracy"]
         if key not in draws:
             again = rng.binomial(row["images"], row["accuracy"], 20_000) / row["images"]
             draws[key] = np.append(row["accuracy"], again)
@@ -698,7 +724,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
         return Markdown(
             "*The published numbers are for CIFAR-10 at λ = 0, 1 and 4, and not all of these are shown here.*"
         )
-    short = {name: bool(READINGS[name].trained) for name in rows}
+    short = {name: _is_short(name) for name in rows}
     closest = {
         length: min((name for name in rows if short[name] == length), key=lambda name: float(distance[name][0]))
         for length in set(short.values())
@@ -708,7 +734,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
         nearest = closest[short[name]]
         more, low, high = _with_interval(distance[name] - distance[nearest])
         said = "the closest" if name == nearest else f"{more:+.1f} [{low:+.1f}, {high:+.1f}]"
-        label = name + ", short training" * (short[name] and "short training" not in name)
+        label = _without_length(name) + SHORT * short[name]
         shown[f"**{label}**" if low <= 0 else label] = [*row, said]
     columns = [*heads, "mean distance (points)", "farther than the closest (points)"]
     table = pd.DataFrame.from_dict(shown, orient="index", columns=columns)

@@ -36,6 +36,8 @@ class Defence:
     """k of SAP, SWP and DWP in percent; the rate of dropout; the standard deviation of RNW, RSW, RNA and RSA."""
     backward: str = "constant"
     """What an adversary's gradient sees of SAP: see `sap.layer.SAP`."""
+    batch_statistics: int = 0
+    """Images to a batch whose own statistics BatchNorm uses, as if the network were in training; or 0."""
 
     def __post_init__(self) -> None:
         _whole_as_int(self, "level")
@@ -43,11 +45,11 @@ class Defence:
     @property
     def label(self) -> str:
         """Such as `dense`, `SAP-100`, `dropout-0.1` or `RNW-0.02`."""
-        if self.kind in ("dense", "random"):
-            return self.kind
         kind = {"dropout": "dropout", "bernoulli-sap": "Bernoulli-SAP"}.get(self.kind, self.kind.upper())
-        name = f"{kind}-{self.level:g}"
-        return name if self.backward == "constant" else f"{name} ({self.backward})"
+        name = self.kind if self.kind in ("dense", "random") else f"{kind}-{self.level:g}"
+        special = [] if self.backward == "constant" else [self.backward]
+        special += ["batch statistics"] if self.batch_statistics else []
+        return f"{name} ({', '.join(special)})" if special else name
 
     @property
     def noisy(self) -> bool:
@@ -158,7 +160,7 @@ class Cell:
         if not trained:
             return self.defence.label
         name = trained.upper() if trained == "adv" else f"trained-{trained.removeprefix('reading-')}"
-        return name if self.defence.kind == "dense" else f"{name}+{self.defence.label}"
+        return name if self.defence.label == "dense" else f"{name}+{self.defence.label}"
 
     @property
     def label(self) -> str:

@@ -277,7 +277,8 @@ def compute(cell: Cell, device: torch.device, direction: Tensor | None = None) -
     model = defended(cell.checkpoint, cell.checkpoint_sha256, cell.defence, device)
     p, right = evaluation.predict_and_count(
         model, attacked(cell, images, labels, device, direction), labels, cell.passes,
-        stream(cell.seed, "evaluation"), batch_size=_batch_size(device), precision=cell.precision,
+        stream(cell.seed, "evaluation"), batch_size=_batch_size(device, cell.defence.batch_statistics),
+        precision=cell.precision,
     )  # fmt: skip
     a = evaluation.accuracy(p, labels)
     found = {"accuracy": a.value, "low": a.low, "high": a.high, "correct": a.correct, "images": a.images}
@@ -391,7 +392,8 @@ def defended(
     network = checkpoints.load(checkpoint)
     if checkpoints.sha256(checkpoint) != sha256:
         raise CheckpointError(f"the checkpoint {checkpoint} is another one than the cell's; list the cells again")
-    network = with_batch_statistics(network).to(device) if batch_statistics else network.to(device)
+    network = with_batch_statistics(network) if batch_statistics or defence.batch_statistics else network
+    network = network.to(device)
     if defence.kind == "dense":
         return network
     assert defence.level is not None

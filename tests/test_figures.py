@@ -215,10 +215,20 @@ def test_every_reading_has_its_curve() -> None:
     rows = [make((name,), figure="readings").assign(panel="SAP-100") for name in READINGS]
     frame = pd.concat(rows, ignore_index=True)
     frame.attrs = make().attrs | {"figure": "readings"}
-    handles, names = figures.readings(frame).axes[0].get_legend_handles_labels()
-    lines = {n: h[0] for h, n in zip(handles, names, strict=True) if isinstance(h, ErrorbarContainer)}
-    assert set(lines) == set(READINGS)
-    assert len({line.get_marker() for line in lines.values()}) == len(READINGS)
+    full, short = figures.readings(frame).axes
+    lines = []
+    for axes in (full, short):
+        handles, names = axes.get_legend_handles_labels()
+        lines.append({n: h[0] for h, n in zip(handles, names, strict=True) if isinstance(h, ErrorbarContainer)})
+    assert set(lines[0]) == {name for name, reading in READINGS.items() if not reading.trained}
+    assert set(lines[1]) == {
+        name.removesuffix(", short training") for name, reading in READINGS.items() if reading.trained
+    }
+    assert len(lines[0]) + len(lines[1]) == len(READINGS)
+    styles = {name: (line.get_marker(), line.get_color()) for part in lines for name, line in part.items()}
+    assert len({marker for marker, _ in styles.values()}) == len(styles)
+    for name in set(lines[0]) & set(lines[1]):
+        assert (lines[0][name].get_marker(), lines[0][name].get_color()) == styles[name]
 
 
 def test_readings_are_compared_with_the_published_numbers_and_the_closest_is_bold() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sapcore import attacks, checkpoints, data, evaluation, released, runner, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.experiments import READINGS, points, readings, settings
+from sapcore.randomness import stream
 from sapcore.released import (
     BatchStatistics,
     ByDevice,
@@ -182,15 +183,19 @@ def test_the_cells_of_the_readings() -> None:
     by_name = {(p.panel, p.series): p.cell for p in found if p.cell.attack.eps}
     assert ("dense", "gradient through the scale") not in by_name
     for (panel, name), cell in by_name.items():
-        batch = 500 if "batch statistics" in name or name == "all of the released code" else 0
+        batch = 500 if "batch statistics" in name or name.startswith("all of ") else 0
         assert cell.attack.batch_statistics == batch
+        assert cell.defence.batch_statistics == (500 if "both" in name else 0)
         assert cell.attack.source is not None
+        assert not cell.attack.source.batch_statistics
         assert cell.attack.source.backward == ("scale" if name == "gradient through the scale" else "constant")
-        assert cell.defence.label == panel, "the defence itself is always the paper's"
-        short = name not in ("the paper's text", "adversary on batch statistics", "gradient through the scale")
+        plain = dataclasses.replace(cell.defence, batch_statistics=0)
+        assert plain.label == panel, "the defence itself is always the paper's"
+        full = ("the paper's text", "adversary on batch statistics", "both on batch statistics")
+        short = name not in (*full, "gradient through the scale")
         assert ("reading" in cell.checkpoint) == short
     assert {p.cell.attack for p in found if not p.cell.attack.eps} == {Attack()}
-    assert len(readings(settings("digits"))) == 19 * 8
+    assert len(readings(settings("digits"))) == 25 * 8
 
 
 @pytest.mark.parametrize("n", [20, 70])
@@ -222,3 +227,30 @@ def test_fgsm_on_batch_statistics_is_the_cells_attack() -> None:
     assert torch.equal(found, attacks.fgsm(network, images, labels, 8))
     plain = runner.attacked(cells["the paper's text"], images, labels, torch.device("cpu"))
     assert not torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("panel", ["dense", "SAP-100"])
+def test_a_network_on_batch_statistics_is_measured_in_such_batches(panel: str) -> None:
+    """By the runner as by hand: 20 images and then 10, one pass at a time."""
+    cell = next(
+        p.cell
+        for p in points("readings", settings("digits", eps=8, examples=30, passes=3))
+        if p.panel == panel and p.series == "both on batch statistics"
+    )
+    cell = dataclasses.replace(
+        cell,
+        defence=dataclasses.replace(cell.defence, batch_statistics=20),
+        attack=dataclasses.replace(cell.attack, batch_statistics=20),
+    )
+    images, labels = runner.seen("digits", "resnet20-digits", 30)
+    network = released.with_batch_statistics(checkpoints.load("resnet20-digits"))
+    network = with_sap(network, 100) if panel == "SAP-100" else network
+    x = attacks.fgsm(network, images, labels, 8, passes=3, batch_size=20)
+    expected = evaluation.predict(network, x, 3, stream(cell.seed, "evaluation"), batch_size=20)
+    found = runner.compute(cell, torch.device("cpu"))
+    right = int((expected.argmax(1) == labels).sum())
+    assert found["correct"] == right
+    other = runner.compute(
+        dataclasses.replace(cell, defence=dataclasses.replace(cell.defence, batch_statistics=0)), torch.device("cpu")
+    )
+    assert other["calibration"] != found["calibration"]

@@ -47,7 +47,7 @@ VARIANTS = variants(CELL)
 
 
 def test_the_list_of_variants_is_complete() -> None:
-    assert len(VARIANTS) == 9 + 3 + 10 + 3
+    assert len(VARIANTS) == 9 + 4 + 10 + 4
     assert {"version", "attack.source.level", "attack.step", "defence.kind", "precision"} <= VARIANTS.keys()
 
 
@@ -92,6 +92,13 @@ def test_the_key_stays_as_it_is_in_the_committed_store(monkeypatch: pytest.Monke
 def test_a_label_says_defence_attack_and_size(cell: Cell, label: str) -> None:
     assert cell.label == label
     assert cell.path.name == f"{label.lower().replace(' ', '-')}-{cell.key}.json"
+
+
+def test_a_label_says_what_is_unusual_about_a_defence() -> None:
+    on_batch = dataclasses.replace(CELL, defence=Defence(batch_statistics=500), attack=Attack())
+    assert on_batch.label == "dense (batch statistics) none"
+    assert on_batch.path.name == f"dense-batch-statistics-none-{on_batch.key}.json"
+    assert Defence("sap", 100, "scale", 500).label == "SAP-100 (scale, batch statistics)"
 
 
 def test_a_cell_comes_back_as_it_was_written(store: Path) -> None:
