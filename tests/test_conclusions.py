@@ -564,10 +564,10 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "09_released_code",
-        "Crops, and colour jitter as well, change dense by less than two points up to λ = 32, and SAP-100 gets five and "
-        "six more right without an attack, 81 and 82 %; at λ = 4 they change nothing. Wrapped pixels cost dense four "
-        "points without an attack and leave it more from λ = 1 to 4; SAP-100 keeps 38 % at λ = 4 instead of 30, and "
-        "its gain over dense at λ = 1 is 14 points instead of 23, both closer to the published numbers.",
+        "Crops, and colour jitter as well, change dense by less than two points up to λ = 32, and SAP-100 gets five "
+        "and six more right without an attack, 81 and 82 %; at λ = 4 they change nothing. Wrapped pixels cost dense "
+        "four points without an attack and leave it more from λ = 1 to 4; SAP-100 keeps 38 % at λ = 4 instead of 30, "
+        "and its gain over dense at λ = 1 is 14 points instead of 23, both closer to the published numbers.",
         crops_and_jitter_spare_sap_and_wrapped_pixels_bring_it_closer,
     ),
     ("intro", "A ladder of attacks was run on 200 images", the_ladder_is_of_200_images),
