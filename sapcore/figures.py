@@ -639,7 +639,7 @@ def readings(frame: pd.DataFrame) -> Figure:
     lengths = [part for _, part in frame.groupby(frame["series"].map(_is_short))]
     columns = list(frame["panel"].unique())
     _style()
-    size = 4 * len(columns), 1.1 + 3.4 * len(lengths)
+    size = 4 * len(columns), 1.4 + 3.4 * len(lengths)
     figure, axes = plt.subplots(len(lengths), len(columns), figsize=size, squeeze=False, layout="constrained")
     names = list(dict.fromkeys(map(_without_length, frame["series"])))
     colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))]
@@ -663,7 +663,7 @@ def readings(frame: pd.DataFrame) -> Figure:
         place.set_xlabel(EPS_LABEL)
     labels = (axes_.get_legend_handles_labels() for axes_ in axes.flat)
     known = {label: handle for pair in labels for handle, label in zip(*pair, strict=True)}
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 

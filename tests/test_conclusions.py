@@ -351,11 +351,11 @@ def both_on_batch_statistics_come_closest() -> None:
     away = {length: points_away(BOTH + length) for length in ("", SHORT)}
     assert away[""] == pytest.approx(6, abs=0.3)
     assert away[SHORT] == pytest.approx(4, abs=0.3)
-    rows = figures.readings_table(frame("readings")).data.splitlines()[2:]
-    assert {row.split("|")[1].strip() for row in rows if "|" in row and "**" in row} == {
-        f"**{BOTH}**",
-        f"**{BOTH}{SHORT}**",
-    }
+    with_all = "all of it, and both on batch statistics"
+    assert 5.2 < points_away(with_all) < 5.8
+    rows = (line.split("|")[1].strip() for line in figures.readings_table(frame("readings")).data.splitlines()[2:])
+    bold = {name.strip("*") for name in rows if name.startswith("**")}
+    assert bold == {BOTH, BOTH + SHORT, with_all + SHORT}, "all others are clearly farther"
     gain = {
         length: accuracy("readings", BOTH + length, 1, "SAP-100") - accuracy("readings", BOTH + length, 1, "dense")
         for length in away
@@ -552,8 +552,9 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     (
         "09_released_code",
         "about six points away on average on the fully trained network and four on the short schedule, each clearly "
-        "closer than every other reading of a network that was trained as long. At λ = 4 and in the gain at λ = 1 the "
-        "published number lies between those two.",
+        "closer than any reading of a network trained as long that measures with the running statistics. At λ = 4 and "
+        "in the gain at λ = 1 the published number lies between those two. With all the other ways of the released "
+        "code it is five to six points, not clearly farther than the four.",
         both_on_batch_statistics_come_closest,
     ),
     (
