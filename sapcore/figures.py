@@ -248,6 +248,7 @@ def model_cards(cards: list[dict[str, Any]]) -> Markdown:
         special += [name for way, name in (("wrap", "wrapped pixels"), ("jitter", "colour jitter")) if recipe.get(way)]
         special += [f"{recipe['devices']} devices"] if recipe.get("devices", 1) > 1 else []
         special += [recipe["note"]] if recipe.get("note") else []
+        commit, *dirty = origin["commit"].split("-")  # in full it would have the table scroll
         rows.append({
             "checkpoint": card["name"],
             "trained with": ", ".join(special) or "–",
@@ -255,7 +256,7 @@ def model_cards(cards: list[dict[str, Any]]) -> Markdown:
             "learning rate (epochs)": ", ".join(f"{rate:g} ({epochs})" for epochs, rate in recipe["schedule"]),
             "minutes": f"{card['seconds'] / 60:.1f}",
             "device": origin["device"],
-            "commit, date": f"{origin['commit']}, {origin['date']}",
+            "commit, date": f"{'-'.join([commit[:7], *dirty])}, {origin['date']}",
         })  # fmt: skip
     return Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 

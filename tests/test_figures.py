@@ -557,9 +557,18 @@ def test_model_cards_say_what_each_network_was_trained_with() -> None:
         CARD,
         CARD | {"name": "adv", "recipe": recipe | {"adversarial_share": 0.2, "adversarial_eps": 2}},  # type: ignore[operator]
         CARD | {"name": "dro", "recipe": recipe | {"dropout": 0.25}},  # type: ignore[operator]
+        CARD | {"name": "devices", "recipe": recipe | {"devices": 8}},  # type: ignore[operator]
+        CARD | {"provenance": [{"device": "cpu", "commit": "0123456789ab-dirty", "date": "2026-11-30"}]},
     ]
     lines = figures.model_cards(cards).data.splitlines()[2:]
-    assert [line.split("|")[2].strip() for line in lines] == ["–", "20% FGSM at λ = 2", "dropout 0.25"]
+    assert [line.split("|")[2].strip() for line in lines] == [
+        "–",
+        "20% FGSM at λ = 2",
+        "dropout 0.25",
+        "8 devices",
+        "–",
+    ]
+    assert lines[-1].endswith("0123456-dirty, 2026-11-30 |")
     assert all("91.23% of 10,000" in line and "0.5 (3), 0.05 (2)" in line for line in lines)
 
 
