@@ -149,10 +149,13 @@ _ROW_BYTES: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], int]] = WeakKe
 
 
 def row_bytes(model: nn.Module, x: Tensor, precision: str) -> int:
-    """Bytes of activations that the network keeps of one image, shaped as x[0], for its gradient."""
+    """Bytes of activations that the network keeps of one image, shaped as x[0], for its gradient; 0 if it has none."""
     known, kind = _ROW_BYTES.setdefault(model, {}), (x.shape[1:], precision, device_of(model))
     if kind not in known:
-        known[kind] = (_kept(model, x, 4, precision) - _kept(model, x, 2, precision)) // 2
+        try:
+            known[kind] = (_kept(model, x, 4, precision) - _kept(model, x, 2, precision)) // 2
+        except Exception:  # without a gradient it may work all the same; if not, the pass that is to come says why
+            known[kind] = 0
     return known[kind]
 
 
@@ -169,8 +172,9 @@ def _kept(model: nn.Module, x: Tensor, rows: int, precision: str) -> int:
     devices = [device] if device.type == "cuda" else []
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved)
     with torch.random.fork_rng(devices), torch.enable_grad(), autocast(precision, device), hooks:
+        x = leaf.clone()  # which the network may change in place
         # the output holds on to what is saved, so that no address comes twice
-        output = model(leaf, ids=torch.arange(rows), passes=torch.zeros(rows).long()) if noisy else model(leaf)
+        output = model(x, ids=torch.arange(rows), passes=torch.zeros(rows).long()) if noisy else model(x)
     del output
     return sum(sizes.values())
 

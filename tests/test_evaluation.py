@@ -312,6 +312,23 @@ def test_the_passes_of_a_noisy_network_share_the_memory(
     assert max(rows) == 6  # two passes over three images
 
 
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.div_(255).flatten(1)[:, :10]
+
+
+class InNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy()).flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize("model", [InPlace(), InNumpy()])
+def test_what_has_no_gradient_is_predicted_all_the_same(model: nn.Module, digits: Images) -> None:
+    found = predict(model.eval(), digits[0][:5])
+    assert torch.equal(found, predict(model, digits[0][:5], batch_size=2))
+    assert evaluation.rows_at_once(model, digits[0], None, "float32") == evaluation.BATCH_SIZE
+
+
 def test_bfloat16_takes_less_memory(noisy: NoisyModel, digits: Images) -> None:
     of = {name: evaluation.row_bytes(noisy, digits[0], name) for name in ("float32", "bfloat16")}
     assert 0.4 * of["float32"] < of["bfloat16"] < 0.8 * of["float32"]
