@@ -113,11 +113,12 @@ class ByDevice(nn.BatchNorm2d):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
+        assert self.momentum is not None
         parts = x.tensor_split(min(self.devices, len(x)))
         means = [self.running_mean.clone() for _ in parts]
         variances = [self.running_var.clone() for _ in parts]
         normalized = [
-            F.batch_norm(*part, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
+            F.batch_norm(*part, self.weight, self.bias, True, self.momentum, self.eps)
             for part in zip(parts, means, variances, strict=True)
         ]
         self.running_mean.copy_(torch.stack(means).mean(0))

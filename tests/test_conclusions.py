@@ -553,8 +553,8 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
         "09_released_code",
         "about six points away on average on the fully trained network and four on the short schedule, each clearly "
         "closer than any reading of a network trained as long that measures with the running statistics. At λ = 4 and "
-        "in the gain at λ = 1 the published number lies between those two. With all the other ways of the released "
-        "code it is five to six points, not clearly farther than the four.",
+        "in the gain at λ = 1 the published number lies between those two. With crops, wrapped pixels and jitter as "
+        "well it is five to six points, not clearly farther than the four.",
         both_on_batch_statistics_come_closest,
     ),
     (
