@@ -31,6 +31,7 @@ from sapcore.sap.cpu import (
     _one_minus_exp,
     _rounded,
     _sum_of_magnitudes,
+    _with_longest_vectors,
 )
 
 f32, i32, u32, i64, u64 = np.float32, np.int32, np.uint32, np.int64, np.uint64
@@ -43,6 +44,7 @@ KINDS = {"dropout": 0, "rna": 1, "rsa": 2, "bernoulli-sap": 3}
 
 @njit(**FAST)
 def _keep_or_drop(words, threshold, scale, factor):
+    _with_longest_vectors()
     for i in range(len(factor)):
         factor[i] = scale if words[i] >= threshold else f32(0.0)
 
@@ -50,6 +52,7 @@ def _keep_or_drop(words, threshold, scale, factor):
 @njit(**FAST)
 def _coins(words, h, rectify, inverse_l1, r, factor):
     """1 / q where a coin of probability q = 1 - exp(-r p) says so, else 0."""
+    _with_longest_vectors()
     for i in range(len(h)):
         x = _load(h[i])
         x = max(x, f32(0.0)) if rectify else abs(x)
@@ -61,6 +64,7 @@ def _coins(words, h, rectify, inverse_l1, r, factor):
 @njit(**FAST)
 def _normal_pairs(words0, words1, cosines, sines):
     """Two standard normal numbers from two words each: sqrt(-2 log u) times cosine and sine of 2 pi v."""
+    _with_longest_vectors()
     for i in range(len(words0)):
         u = (f32(words0[i]) + f32(0.5)) * TWO_M32
         complement = (f32(u32(~words0[i])) + f32(0.5)) * TWO_M32
@@ -89,6 +93,7 @@ def _normal_pairs(words0, words1, cosines, sines):
 @njit(**FAST)
 def _write_scaled(h, rectify, factor, std, offset, out, derivative):
     """h * (offset + std factor), or of its relu."""
+    _with_longest_vectors()
     for i in range(len(out)):
         x = _load(h[i])
         f = factor[i] * std + offset
@@ -105,6 +110,7 @@ def _write_scaled(h, rectify, factor, std, offset, out, derivative):
 @njit(**FAST)
 def _write_shifted(h, rectify, z, std, out, derivative):
     """h + std z, or of its relu."""
+    _with_longest_vectors()
     for i in range(len(out)):
         x = _load(h[i])
         x = max(x, f32(0.0)) if rectify else x

@@ -44,9 +44,8 @@ S32 = u64(32)
 
 LANES = 16  # units that are packed at a time
 LEVELS = 6  # more than LARGEST_MAP needs
-ALL = u16(2**LANES - 1)  # of a group
-CHUNK = 512  # counters whose random words are made at once
-TWO_16, TWO_M32 = f32(2.0**16), f32(2.0**-32)
+CHUNK = 1024  # counters whose random words are made at once
+TWO_16, TWO_M32, TWO_M33 = f32(2.0**16), f32(2.0**-32), f32(2.0**-33)
 TWO_40 = f32(2.0**WEIGHT_BITS)
 LN2 = f32(math.log(2))
 SQRT_HALF_BITS = 0x3F3504F3
@@ -251,14 +250,16 @@ def _pack(typingctx, source, i, bits, target, n):
 def _pack_units(typingctx, h, i, scale, shift, j, rectify, among, filled, g, target, n):
     """Write the magnitudes of those of LANES `_units` that are not 0, as `_pack` does, and note in filled[g] which.
 
-    With `rectify` those that are not 0 after their relu; nan is not. Only among those whose bits are set in `among`.
+    With `rectify` those that are not 0 after their relu; nan is not. If `among` is not None, only those of its bits.
     """
 
     def codegen(context, builder, signature, args):
         *units, rectify, among, filled, g, target, n = args
         values, zero = _units(context, builder, signature.args, *units), ir.Constant(FLOATS, None)
         positive, other = (builder.bitcast(builder.fcmp_unordered(kind, values, zero), BITS) for kind in (">", "!="))
-        bits = builder.and_(builder.select(rectify, positive, other), among)
+        bits = builder.select(rectify, positive, other)
+        if not isinstance(signature.args[6], numba.types.NoneType):
+            bits = builder.and_(bits, among)
         noted = context.make_array(signature.args[7])(context, builder, filled).data
         builder.store(bits, builder.gep(noted, [g]))
         magnitudes = builder.call(_llvm(builder, FLOATS, [FLOATS], f"fabs.v{LANES}f32"), [values])
@@ -276,20 +277,19 @@ def _store(context, builder, values, kind, array, index):
 
 
 @intrinsic
-def _write_scaled(typingctx, h, i, scale, shift, j, rectify, scales, n, bits, out, at):
-    """Write LANES `_units`, or their relu, each times its `_expanded` scale, to out[at:]; returns how many are set."""
+def _write_scaled(typingctx, h, i, scale, shift, j, scales, n, bits, out, at):
+    """Write LANES `_units`, each times its `_expanded` scale, or 0 without one, to out[at:]; how many are set."""
 
     def codegen(context, builder, signature, args):
-        *units, rectify, scales, n, bits, out, at = args
-        kinds, zero = signature.args, ir.Constant(FLOATS, None)
+        *units, scales, n, bits, out, at = args
+        kinds, mask = signature.args, builder.bitcast(bits, FLAGS)
         values = _units(context, builder, kinds, *units)
-        negative = builder.fcmp_ordered("<=", values, zero)
-        values = builder.select(builder.and_(negative, _repeated(builder, FLAGS, rectify)), zero, values)
-        values = builder.fmul(values, _expanded(context, builder, kinds[6], scales, n, bits))
-        _store(context, builder, values, kinds[9], out, at)
-        return _how_many(builder, builder.bitcast(bits, FLAGS))
+        values = builder.fmul(values, _expanded(context, builder, kinds[5], scales, n, bits))
+        values = builder.select(mask, values, ir.Constant(FLOATS, None))
+        _store(context, builder, values, kinds[8], out, at)
+        return _how_many(builder, mask)
 
-    return numba.int64(h, i, scale, shift, j, rectify, scales, n, bits, out, at), codegen
+    return numba.int64(h, i, scale, shift, j, scales, n, bits, out, at), codegen
 
 
 @intrinsic
@@ -385,6 +385,17 @@ def _rounded(typingctx, x, like):
     return like.dtype(numba.float32, like), codegen
 
 
+@intrinsic
+def _with_longest_vectors(typingctx):
+    """Let LLVM use vectors of 512 bits, where there are such, in this function's loops; on Intel it prefers half."""
+
+    def codegen(context, builder, signature, args):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add knows no such name
+        return context.get_dummy_value()
+
+    return numba.none(), codegen
+
+
 @njit(inline="always", **FAST)
 def _philox(c0, c1, c2, c3, k0, k1):
     for _ in range(10):
@@ -402,10 +413,22 @@ def _philox(c0, c1, c2, c3, k0, k1):
 @njit(inline="always", **FAST)
 def _log_of_complement(v, w):
     """log(w) where w = 1 - v, both float32 in [0, 1] and each as precise as it can be; about 1 ulp."""
+    exponent, f = _exponent_and_rest(v, w)
+    return _log_of_product(exponent, f)
+
+
+@njit(inline="always", **FAST)
+def _exponent_and_rest(v, w):
+    """The e and f of w = 2**e (1 + f)."""
     bits = _as_int(w)
     exponent = i32(i32(bits - i32(SQRT_HALF_BITS)) >> i32(23))
     mantissa = _as_float(i32(bits - i32(exponent << i32(23))))
-    f = -v if exponent == i32(0) else mantissa - f32(1.0)
+    return exponent, -v if exponent == i32(0) else mantissa - f32(1.0)
+
+
+@njit(inline="always", **FAST)
+def _log_of_product(exponent, f):
+    """log(2**exponent (1 + f))."""
     y = f32(7.0376836292e-2)
     y = y * f - f32(1.1514610310e-1)
     y = y * f + f32(1.1676998740e-1)
@@ -439,6 +462,7 @@ def _one_minus_exp(t):
 @njit(**FAST)
 def _fill_words(words, start, count, c1, c2, c3, k0, k1):
     """The four words of counters start..start+count-1, each word a contiguous run."""
+    _with_longest_vectors()
     w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
     for i in range(count):
         a, b, c, d = _philox(u64(start + i), c1, c2, c3, k0, k1)
@@ -449,32 +473,49 @@ def _fill_words(words, start, count, c1, c2, c3, k0, k1):
 
 
 @njit(**FAST)
-def _time_since_arrival(words, magnitude, rate, since):
-    """How long before m each unit first arrived, times its rate; 0 if it did not."""
-    for i in range(len(since)):
-        v = (f32(words[i]) + f32(0.5)) * TWO_M32
-        w = (f32(u32(~words[i])) + f32(0.5)) * TWO_M32
-        since[i] = max(magnitude[i] * rate + _log_of_complement(v, w), f32(0.0))
+def _times_since_arrival(words, magnitude, rate, times, exponents):
+    """How long before m each unit first arrived, times its rate; 0 if it did not.
+
+    In two short loops: a processor looks only so far ahead, and in one long one would wait.
+    """
+    _with_longest_vectors()
+    for i in range(len(words)):
+        v = f32(words[i]) * TWO_M32 + TWO_M33
+        w = f32(u32(~words[i])) * TWO_M32 + TWO_M33
+        exponents[i], times[i] = _exponent_and_rest(v, w)
+    for i in range(len(words)):
+        times[i] = max(magnitude[i] * rate + _log_of_product(exponents[i], times[i]), f32(0.0))
 
 
 @njit(**FAST)
-def _count_arrivals(since, keep):
+def _count_arrivals(times, r, keep):
     """Mark the units that arrived; return their number and the mean number of repeats, times 2**32.
 
-    For CHUNK units at most. Each time times 2**32 is cut off to a whole number, in three parts of 32 bits, which every
+    For CHUNK units at most. Each time times 2**32 is cut off to a whole number, in parts of 32 bits, which every
     processor converts side by side; to 64 bits few do. All times together are below r, and so are their whole parts.
     """
+    _with_longest_vectors()
     count, whole, middle, low = i32(0), i32(0), i32(0), i32(0)
-    for i in range(len(since)):
-        time = since[i]
-        keep[i] = time > f32(0.0)
-        first = i32(time)
-        rest = (time - f32(first)) * TWO_16
-        second = i32(rest)
-        count = i32(count + i32(keep[i]))
-        whole = i32(whole + first)
-        middle = i32(middle + second)
-        low = i32(low + i32((rest - f32(second)) * TWO_16))
+    if r <= 2**15:  # the upper two of three parts are one
+        for i in range(len(keep)):
+            time = times[i]
+            keep[i] = time > f32(0.0)
+            rest = time * TWO_16
+            first = i32(rest)
+            count = i32(count + i32(keep[i]))
+            middle = i32(middle + first)
+            low = i32(low + i32((rest - f32(first)) * TWO_16))
+    else:
+        for i in range(len(keep)):
+            time = times[i]
+            keep[i] = time > f32(0.0)
+            first = i32(time)
+            rest = (time - f32(first)) * TWO_16
+            second = i32(rest)
+            count = i32(count + i32(keep[i]))
+            whole = i32(whole + first)
+            middle = i32(middle + second)
+            low = i32(low + i32((rest - f32(second)) * TWO_16))
     return count, (i64(whole) << 32) + (i64(middle) << 16) + i64(low)
 
 
@@ -516,6 +557,7 @@ def _poisson(mean, c1, c2, c3, k0, k1):
 @njit(**FAST)
 def _bits_of_largest(magnitude):
     """EXPONENT_BITS or above if there is nan or inf."""
+    _with_longest_vectors()
     bits = i32(0)
     for i in range(len(magnitude)):
         bits = max(bits, _as_int(magnitude[i]))
@@ -583,6 +625,7 @@ def _draw_missing(missing, magnitude, power, total, lower, begins, levels, keep,
 @njit(**FAST)
 def _scales(p, keep, inverse_l1, largest, r):
     """In place: magnitudes of kept units to 1 / (1 - (1 - p)^r), of others to 0."""
+    _with_longest_vectors()
     r = f32(r)
     if largest * inverse_l1 < f32(2.0**-7):
         for i in range(len(p)):
@@ -613,8 +656,8 @@ def _period(scale):
 def _pack_run(h, i, scale, shift, j, rectify, among, filled, packed, n):
     """Append the magnitudes of units from i on that are not 0, LANES to each of `filled`, and note there which.
 
-    These units begin with the j-th of their row; only those are looked at whose bits are set in `among`. Without scale
-    and shift these are None, of a type of its own, so that Numba compiles each case for itself.
+    These units begin with the j-th of their row; `among` is as in `_pack_units`. What is not wanted is None, of a type
+    of its own, so that Numba compiles each case for itself.
     """
     period = _period(scale)
     j %= period
@@ -625,7 +668,7 @@ def _pack_run(h, i, scale, shift, j, rectify, among, filled, packed, n):
 
 
 @njit(**FAST)
-def _write_run(h, i, scale, shift, j, rectify, filled, scales, n, out, factor, at):
+def _write_run(h, i, scale, shift, j, filled, scales, n, out, factor, at):
     """The inverse, with the scales in the place of magnitudes: what is kept times its scale, to out[at:].
 
     And the derivative of that by h to the factor, if that is wanted.
@@ -636,7 +679,7 @@ def _write_run(h, i, scale, shift, j, rectify, filled, scales, n, out, factor, a
         bits, to = filled[g], at + g * LANES
         if len(factor):
             _write_factor(scale, j, scales, n, bits, factor, to)
-        n += _write_scaled(h, i + g * LANES, scale, shift, j, rectify, scales, n, bits, out, to)
+        n += _write_scaled(h, i + g * LANES, scale, shift, j, scales, n, bits, out, to)
         j = j + LANES if j + LANES < period else j + LANES - period
     return n
 
@@ -651,7 +694,7 @@ def _pack_runs(h, rectify, scale, shift, filled, packed, first, spare):
         at, rest = low + groups * LANES, (high - low) % LANES
         whole, last = filled[w, :groups], filled[w, groups:]
         last[:] = u16(0)
-        n = _pack_run(h, low, scale, shift, low, rectify, ALL, whole, packed, n)
+        n = _pack_run(h, low, scale, shift, low, rectify, None, whole, packed, n)
         if rest:  # after which the row may end
             units, among = spare[0], u16((1 << rest) - 1)
             units[:rest] = h[at:high]
@@ -663,18 +706,18 @@ def _pack_runs(h, rectify, scale, shift, filled, packed, first, spare):
 
 
 @njit(**FAST)
-def _write_runs(h, rectify, scale, shift, filled, scales, first, spare, out, factor):
+def _write_runs(h, scale, shift, filled, scales, first, spare, out, factor):
     """`_write_run` of the units of each word."""
     for w in range(4):
         low, high = _run(len(h), w)
         groups = (high - low) // LANES
         at, rest = low + groups * LANES, (high - low) % LANES
         whole, last = filled[w, :groups], filled[w, groups:]
-        n = _write_run(h, low, scale, shift, low, rectify, whole, scales, first[w], out, factor, low)
+        n = _write_run(h, low, scale, shift, low, whole, scales, first[w], out, factor, low)
         if rest:
             units, out_of, factor_of = spare[0], spare[1], spare[2, : min(LANES, len(factor))]
             units[:rest] = h[at:high]
-            _write_run(units, 0, scale, shift, at, rectify, last[:1], scales, n, out_of, factor_of, 0)
+            _write_run(units, 0, scale, shift, at, last[:1], scales, n, out_of, factor_of, 0)
             out[at:high] = out_of[:rest]
             if len(factor):
                 factor[at:high] = factor_of[:rest]
@@ -688,9 +731,9 @@ def _pack_words(words, filled, packed_words, n):
 
 
 @njit(**FAST)
-def _scale_row(h, rectify, chosen, scratch, scale, shift, r, out, factor, spare):
+def _scale_row(h, chosen, scratch, scale, shift, r, out, factor, spare):
     """Scale what is kept by 1 / (1 - (1 - p)^r), prune the rest."""
-    filled, packed, keep, _, _, _, _, _, _, first = scratch
+    filled, packed, keep, _, _, _, _, _, _, _, first = scratch
     inverse_l1, largest = chosen
     packed = packed[: first[4]]
     if inverse_l1 > f32(0.0):
@@ -698,9 +741,9 @@ def _scale_row(h, rectify, chosen, scratch, scale, shift, r, out, factor, spare)
     else:
         packed[:] = f32(0.0)
     if len(scale):
-        _write_runs(h, rectify, scale, shift, filled, packed, first, spare, out, factor)
+        _write_runs(h, scale, shift, filled, packed, first, spare, out, factor)
     else:
-        _write_runs(h, rectify, None, None, filled, packed, first, spare, out, factor)
+        _write_runs(h, None, None, filled, packed, first, spare, out, factor)
 
 
 @njit(**FAST)
@@ -710,7 +753,7 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1, spa
     Returns what a packed magnitude is to be multiplied by for p (0 if there is none, -1 for nan or inf), and the
     largest of them.
     """
-    filled, packed, keep, words, packed_words, since, lower, begins, target, first = scratch
+    filled, packed, keep, words, packed_words, times, exponents, lower, begins, target, first = scratch
     a = len(h)
     if len(scale):
         _pack_runs(h, rectify, scale, shift, filled, packed, first, spare)
@@ -755,9 +798,8 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1, spa
         excess = i64(0)
         for start in range(0, n, CHUNK):
             stop = min(n, start + CHUNK)
-            times = since[: stop - start]
-            _time_since_arrival(packed_words[start:stop], packed[start:stop], rate, times)
-            arrivals, more = _count_arrivals(times, keep[start:stop])
+            _times_since_arrival(packed_words[start:stop], packed[start:stop], rate, times, exponents)
+            arrivals, more = _count_arrivals(times, r, keep[start:stop])
             count += arrivals
             excess += more
         arrived = count + _poisson(float(excess) * 2.0**-32, c1, c2, tag | u64(REPEATS << 16), k0, k1)
@@ -774,7 +816,7 @@ def _choose_row(h, rectify, scale, shift, r, scratch, c1, c2, layer, k0, k1, spa
 
 @njit(**FAST)
 def _write_mask(chosen, scratch, mask):
-    filled, _, keep, _, _, _, _, _, _, first = scratch
+    filled, _, keep, _, _, _, _, _, _, _, first = scratch
     mask[:] = False
     if not chosen:
         return
@@ -808,7 +850,7 @@ def sap_rows(memory, h, rectify, scale, shift, r, k0, k1, ids, passes, layer, ou
             if len(mask):
                 _write_mask(chosen[0] > f32(0.0), scratch, mask[row])
             wanted = factor[row] if len(factor) else out[row, :0]
-            _scale_row(h[row], rectify, chosen, scratch, scale, shift, r, out[row], wanted, spare)
+            _scale_row(h[row], chosen, scratch, scale, shift, r, out[row], wanted, spare)
     return finite.all()
 
 
@@ -827,6 +869,7 @@ def _sum_of_magnitudes(h, rectify):
 @njit(**FAST)
 def _shares(h, rectify, coins, inverse_l1, r, share, kept):
     """p of each unit, and the probability that it is kept."""
+    _with_longest_vectors()
     for i in range(len(h)):
         x = _load(h[i])
         x = max(x, f32(0.0)) if rectify else x
@@ -839,6 +882,7 @@ def _shares(h, rectify, coins, inverse_l1, r, share, kept):
 @njit(**FAST)
 def _of_kept(grad, factor, out):
     """The gradient where a unit is kept, else 0."""
+    _with_longest_vectors()
     for i in range(len(out)):
         out[i] = _load(grad[i]) if _load(factor[i]) != f32(0.0) else f32(0.0)
 
@@ -846,6 +890,7 @@ def _of_kept(grad, factor, out):
 @njit(**FAST)
 def _slopes(h, rectify, coins, r, share, direct, slope):
     """In place: gradients to these times the scale, and probabilities to grad h times the scale's derivative by p."""
+    _with_longest_vectors()
     for i in range(len(h)):
         x = _load(h[i])
         x = max(x, f32(0.0)) if rectify else x
@@ -871,6 +916,7 @@ def _sum_of_products(x, y):
 
 @njit(**FAST)
 def _write_through_scale(h, rectify, inverse_l1, mean, direct, slope, out):
+    _with_longest_vectors()
     for i in range(len(h)):
         x = _load(h[i])
         passed = (x > f32(0.0)) | ((x < f32(0.0)) & (not rectify))
@@ -925,8 +971,9 @@ def _bytes_of_scratch(a: int) -> int:
 def _scratch(memory, a):
     """A worker's own rows, the long ones in `memory`.
 
-    Which units are not 0; these units' magnitudes, their mask, words, words side by side, and times; sums of weights
-    and where their levels begin, missing draws, and where the units of each word begin among what is packed.
+    Which units are not 0; these units' magnitudes, their mask, words, words side by side, and times, with exponents
+    on the way; sums of weights and where their levels begin, missing draws, and where the units of each word begin
+    among what is packed.
     """
     packed, groups, sums = _lengths(a)
     at_words = _lines(packed, 4)
@@ -940,6 +987,7 @@ def _scratch(memory, a):
         np.empty((4, CHUNK), dtype=np.uint32),
         memory[at_words : at_words + 4 * packed].view(np.uint32),
         np.empty(CHUNK, dtype=np.float32),
+        np.empty(CHUNK, dtype=np.int32),
         memory[at_sums : at_sums + 8 * sums].view(np.int64),
         np.empty(LEVELS, dtype=np.int64),
         np.empty((2, 2 * CHUNK), dtype=np.int64),
@@ -981,7 +1029,7 @@ def forward(
     With `affine`, what `affine_of` made, it is that of relu(h * scale + shift), and the factor is the derivative by h.
     """
     rows = _contiguous(h.detach())
-    a = rows[0].numel() if len(rows) else 0
+    a = rows.numel() // len(rows) if len(rows) else 0
     if a > LARGEST_MAP:
         raise SapcoreError(f"the map has {a} units, but SAP takes {LARGEST_MAP} at most")
     out = torch.empty_like(rows)
@@ -1042,5 +1090,5 @@ def _like(h: Tensor, rows: Tensor) -> Tensor:
 
 def _array(rows: Tensor) -> np.ndarray:
     """As an array (N, a), bfloat16 as uint16."""
-    array = rows.numpy() if rows.dtype == torch.float32 else rows.view(torch.int16).numpy().view(np.uint16)
+    array = rows.numpy() if rows.dtype == torch.float32 else rows.view(torch.uint16).numpy()
     return array.reshape(len(array), -1)

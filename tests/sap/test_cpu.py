@@ -104,12 +104,12 @@ def check_the_packing() -> None:
 def check_the_runs(h: Any, affine: tuple[Any, Any], x: Any, rectify: bool) -> None:
     """Units h that `affine` takes to x, packed and, as their own scales, written back."""
     noted, packed = np.zeros(len(h) // cpu.LANES, np.uint16), np.zeros(len(h) + cpu.LANES, np.float32)
-    n = cpu._pack_run(h, 0, *affine, 0, rectify, cpu.ALL, noted, packed, 0)
+    n = cpu._pack_run(h, 0, *affine, 0, rectify, None, noted, packed, 0)
     active = x > 0 if rectify else x != 0
     np.testing.assert_array_equal(np.unpackbits(noted.view(np.uint8), bitorder="little").astype(bool), active)
     np.testing.assert_array_equal(packed[:n], np.abs(x[active]))
     out, factor = np.ones_like(h), np.ones_like(h)
-    assert cpu._write_run(h, 0, *affine, 0, rectify, noted, packed, 0, out, factor, 0) == n
+    assert cpu._write_run(h, 0, *affine, 0, noted, packed, 0, out, factor, 0) == n
     scales = np.where(active, np.abs(x), np.float32(0))
     derivative = scales if affine[0] is None else scales * np.resize(affine[0][:3], len(h))
     for found, expected in ((out, np.maximum(x, 0) * scales if rectify else x * scales), (factor, derivative)):
@@ -148,7 +148,8 @@ def test_arrivals_are_counted_with_every_bit(size: int, largest: float) -> None:
     generator = np.random.default_rng(size)
     since = (largest * generator.random(size) ** 20 * (generator.random(size) < 0.7)).astype(np.float32)
     keep = np.zeros(size, dtype=bool)
-    count, excess = cpu._count_arrivals(since, keep)
+    r = int(since.sum(dtype=np.float64)) + 1
+    count, excess = cpu._count_arrivals(since, r, keep)
     np.testing.assert_array_equal(keep, since > 0)
     assert count == keep.sum()
     assert excess == (since.astype(np.float64) * 2**32).astype(np.int64).sum()
@@ -270,7 +271,7 @@ def test_no_vector_reaches_beyond_a_workers_rows(a: int) -> None:
     before = [memory.ctypes.data, *(place + count for place, count in sorted(places))]
     assert all(end <= place for end, (place, _) in zip(before, sorted(places), strict=False)), "two rows overlap"
     assert before[-1] <= memory.ctypes.data + len(memory)
-    filled, packed, keep, _, words, _, lower, begins, _, first = rows
+    filled, packed, keep, _, words, _, _, lower, begins, _, first = rows
     assert filled.shape == (4, ((a + 3) // 4 + cpu.LANES - 1) // cpu.LANES)
     assert len(keep) == len(words) == len(packed)
     ends = 0
@@ -313,11 +314,11 @@ def test_bfloat16_conversions_are_torchs() -> None:
         [torch.randn(10_000, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, -0.0, 1.00390625])]
     )
     x = torch.cat([x, torch.ones(-len(x) % cpu.LANES)])
-    narrow, all_ = np.empty(len(x), np.uint16), np.full(len(x) // cpu.LANES, cpu.ALL)
-    cpu._write_run(x.numpy(), 0, None, None, 0, False, all_, np.ones(len(x), np.float32), 0, narrow, narrow[:0], 0)
+    narrow, all_ = np.empty(len(x), np.uint16), np.full(len(x) // cpu.LANES, 2**cpu.LANES - 1, np.uint16)
+    cpu._write_run(x.numpy(), 0, None, None, 0, all_, np.ones(len(x), np.float32), 0, narrow, narrow[:0], 0)
     assert torch.equal(torch.from_numpy(narrow.view(np.int16)).view(torch.bfloat16), x.bfloat16())
     packed = np.empty(len(x) + cpu.LANES, np.float32)
-    n = cpu._pack_run(narrow, 0, None, None, 0, False, cpu.ALL, all_, packed, 0)
+    n = cpu._pack_run(narrow, 0, None, None, 0, False, None, all_, packed, 0)
     assert torch.equal(torch.from_numpy(packed[:n]), x[x != 0].bfloat16().float().abs())
 
 
