@@ -312,6 +312,8 @@ def fig6_budget(s: Settings) -> list[Point]:
 
 RELEASED_BATCH = 500
 """Images to a batch of the released code's adversary."""
+NOISY_STATISTICS = {"cifar10": 5000, "digits": 1000}
+"""Training images from whose noisy passes BatchNorm's statistics are taken."""
 
 
 def precision(s: Settings) -> list[Point]:
@@ -331,16 +333,20 @@ class Reading(NamedTuple):
     """The adversary's; the attacked network's only if `everywhere`."""
     everywhere: bool = False
     backward: str = "constant"
+    noisy_statistics: bool = False
+    """SAP's network has the running statistics of its own passes; dense is as it was."""
 
 
 READINGS = {
     "the paper's text": Reading(),
     "adversary on batch statistics": Reading(batch_statistics=True),
     "both on batch statistics": Reading(batch_statistics=True, everywhere=True),
+    "statistics under SAP": Reading(noisy_statistics=True),
     "gradient through the scale": Reading(backward="scale"),
     "the paper's text, short training": Reading("reading-paper"),
     "adversary on batch statistics, short training": Reading("reading-paper", batch_statistics=True),
     "both on batch statistics, short training": Reading("reading-paper", batch_statistics=True, everywhere=True),
+    "statistics under SAP, short training": Reading("reading-paper", noisy_statistics=True),
     "28 × 28 crops": Reading("reading-crop"),
     "wrapped pixels": Reading("reading-wrap"),
     "colour jitter": Reading("reading-jitter"),
@@ -355,14 +361,15 @@ def readings(s: Settings) -> list[Point]:
     points = []
     for defence in (DENSE, SAP_100):
         for name, reading in READINGS.items():
-            if defence == DENSE and reading.backward != "constant":
+            if defence == DENSE and (reading.backward != "constant" or reading.noisy_statistics):
                 continue
-            source = dataclasses.replace(defence, backward=reading.backward)
+            images = NOISY_STATISTICS[s.dataset] if reading.noisy_statistics else 0
+            source = dataclasses.replace(defence, backward=reading.backward, noisy_statistics=images)
             passes = _gradient_passes(s, defence)
             for e in s.eps or EPS:
                 batch = RELEASED_BATCH if reading.batch_statistics else 0
                 attack = Attack("fgsm", e, source, "mean_of_gradients", passes, batch_statistics=batch)
-                attacked = dataclasses.replace(defence, batch_statistics=batch if reading.everywhere else 0)
+                attacked = dataclasses.replace(source, backward="constant", batch_statistics=batch * reading.everywhere)
                 cell = _cell(s, attacked, attack, reading.trained)
                 points.append(Point(cell, name, defence.label))
     return points

@@ -646,7 +646,7 @@ def readings(frame: pd.DataFrame) -> Figure:
     colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))]
     styles = {
         name: {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
-        for name, colour, marker in zip(names, colours, "osv^DPhX<>"[: len(names)], strict=True)
+        for name, colour, marker in zip(names, colours, "osv^DPhX<>*"[: len(names)], strict=True)
     }
     for row, part in zip(axes, lengths, strict=True):
         short = _is_short(part["series"].iloc[0])
@@ -697,7 +697,8 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
         """An accuracy with its interval, and itself as it might have come out as well, itself being the first."""
         row = found[panel, name, eps]
         # Without an attack all readings of a network are one cell.
-        network = READINGS[name].trained, READINGS[name].everywhere
+        reading = READINGS[name]
+        network = reading.trained, reading.everywhere, reading.noisy_statistics
         key = panel, name if eps else network, eps, row["accuracy"]
         if key not in draws:
             again = rng.binomial(row["images"], row["accuracy"], 20_000) / row["images"]
@@ -707,7 +708,8 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
     rows: dict[str, list[str]] = {}
     distance: dict[str, NDArray[Any]] = {}
     for name in frame["series"].unique():
-        other = name if any(key[:2] == ("dense", name) for key in found) else "the paper's text"
+        has_dense = any(key[:2] == ("dense", name) for key in found)
+        other = name if has_dense else "the paper's text" + SHORT * _is_short(name)
         needed = {("SAP-100", name, p.eps) for p in points} | {("dense", other, p.eps) for p in points if p.minus}
         if not needed <= found.keys():
             continue

@@ -5,6 +5,7 @@ the key; the counter holds (unit, image, pass, layer and purpose). So a number d
 not on the batch size, the chunking, the memory layout, the number of workers or any global state.
 """
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sapcore.errors import SapcoreError
 from sapcore.splitting import has_hooks, split
@@ -235,3 +237,33 @@ class NoisyModel(nn.Module):
             return bool(torch.equal(expected, traced(x.clone())))
         except Exception:  # what was traced is another network
             return False
+
+
+@torch.no_grad()
+def with_noisy_statistics(noisy: NoisyModel, images: Tensor, seed: int = 0, batch_size: int = 500) -> NoisyModel:
+    """A copy of a noisy network whose BatchNorm has the running statistics of its own noisy passes.
+
+    Those that it came with are of the network without noise, and noise adds variance to every later map. Each image is
+    seen in one pass; a statistic is the mean over the batches. Weights stay as they are, and so does `plain`.
+
+    images: (N, ...), training images as the network takes them, of any type of numbers.
+    Raises `SapcoreError` if there is no image, or the network has no BatchNorm with running statistics.
+    """
+    copied = copy.deepcopy(noisy)
+    norms = [m for m in copied.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        raise SapcoreError("the network has no BatchNorm with running statistics, so there are none to take anew")
+    if not len(images):
+        raise SapcoreError("there is no image to take the statistics of, but one or more are needed")
+    were = [(norm, norm.training, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None  # of all batches alike
+    device = norms[0].weight.device if norms[0].affine else images.device
+    for chosen in torch.arange(len(images)).split(batch_size):
+        copied(images[chosen].to(device).float(), seed=stream(seed, "statistics"), ids=chosen)
+    for norm, training, momentum in were:
+        norm.train(training)
+        norm.momentum = momentum
+    return copied

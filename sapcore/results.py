@@ -38,6 +38,8 @@ class Defence:
     """What an adversary's gradient sees of SAP: see `sap.layer.SAP`."""
     batch_statistics: int = 0
     """Images to a batch whose own statistics BatchNorm uses, as if the network were in training; or 0."""
+    noisy_statistics: int = 0
+    """Training images from whose noisy passes BatchNorm's running statistics are taken; 0: those of training."""
 
     def __post_init__(self) -> None:
         _whole_as_int(self, "level")
@@ -49,6 +51,7 @@ class Defence:
         name = self.kind if self.kind in ("dense", "random") else f"{kind}-{self.level:g}"
         special = [] if self.backward == "constant" else [self.backward]
         special += ["batch statistics"] if self.batch_statistics else []
+        special += ["noisy statistics"] if self.noisy_statistics else []
         return f"{name} ({', '.join(special)})" if special else name
 
     @property
@@ -183,6 +186,7 @@ LATER = {
     "random_start": False,
     "restarts": 1,
     "batch_statistics": 0,
+    "noisy_statistics": 0,
     "rules": None,
     "clipped_rewards": True,
     "life_ends_return": True,

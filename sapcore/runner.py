@@ -26,7 +26,7 @@ from sapcore.baselines import BASELINES
 from sapcore.calibration import calibration
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError, check_count
-from sapcore.randomness import stream
+from sapcore.randomness import NoisyModel, stream, with_noisy_statistics
 from sapcore.released import images_of, with_batch_statistics
 from sapcore.results import Cell, Defence
 from sapcore.rl import environments, playing
@@ -398,7 +398,17 @@ def defended(
         return network
     assert defence.level is not None
     if defence.kind == "sap":
-        return with_sap(network, defence.level, backward=defence.backward)
+        noisy = with_sap(network, defence.level, backward=defence.backward)
+        return _with_noisy_statistics(noisy, checkpoint, defence.noisy_statistics)
     if defence.kind == "bernoulli-sap":
         return with_bernoulli_sap(network, defence.level, defence.backward)
     return BASELINES[defence.kind](network, defence.level)
+
+
+def _with_noisy_statistics(noisy: NoisyModel, checkpoint: str, count: int) -> NoisyModel:
+    """With BatchNorm's statistics of its first so many training images; with 0 as it is."""
+    if not count:
+        return noisy
+    recipe = checkpoints.card(checkpoint)["recipe"]
+    images, _ = data.load(recipe["dataset"], "train")
+    return with_noisy_statistics(noisy, images_of(recipe).of_test(images[:count]))

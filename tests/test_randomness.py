@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sapcore import SAP, attacks, checkpoints, evaluation, randomness, sap, with_sap
 from sapcore.errors import SapcoreError
-from sapcore.randomness import NoisyModel
+from sapcore.randomness import NoisyModel, with_noisy_statistics
 from sapcore.sap import cpu
 from sapcore.splitting import split
 
@@ -287,3 +287,35 @@ def test_a_noisy_model_refuses_passes_of_another_length() -> None:
     model = NoisyModel(nn.Identity(), randomness.Noise(), {})
     with pytest.raises(SapcoreError, match="passes has shape"):
         model(torch.ones(3, 1), passes=torch.arange(2))
+
+
+def test_noisy_statistics_are_those_of_the_noisy_passes() -> None:
+    """The mean over batches of what the norm after SAP sees, each image in one pass; all else stays."""
+    norm = nn.BatchNorm1d(50, momentum=0.3)
+    plain = nn.Sequential(nn.Linear(4, 50), nn.ReLU(), norm).eval()
+    noisy = with_sap(plain)
+    x, ids = torch.rand(25, 4, generator=torch.Generator().manual_seed(0)), torch.arange(25)
+    before = copy.deepcopy(noisy.state_dict())
+    own = with_noisy_statistics(noisy, x, seed=3, batch_size=10)
+    upto = with_sap(plain[:2])
+    seen = [
+        upto(x[part], seed=randomness.stream(3, "statistics"), ids=part) for part in (ids[:10], ids[10:20], ids[20:])
+    ]
+    found = own.state_dict()
+    torch.testing.assert_close(found["model.2.running_mean"], torch.stack([h.mean(0) for h in seen]).mean(0))
+    torch.testing.assert_close(found["model.2.running_var"], torch.stack([h.var(0) for h in seen]).mean(0))
+    assert all(torch.equal(noisy.state_dict()[k], v) for k, v in before.items())
+    assert {k for k, v in found.items() if not torch.equal(v, before[k])} == {
+        "model.2.running_mean", "model.2.running_var", "model.2.num_batches_tracked",
+    }  # fmt: skip
+    assert [(m.training, m.momentum) for m in own.modules() if isinstance(m, nn.BatchNorm1d)] == [(False, 0.3)]
+
+
+def test_noisy_statistics_want_images_and_a_norm_that_keeps_some() -> None:
+    noisy = with_sap(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.BatchNorm1d(5)))
+    with pytest.raises(SapcoreError, match="there is no image to take the statistics of, but one or more are needed"):
+        with_noisy_statistics(noisy, torch.ones(0, 4))
+    for last in (nn.Linear(5, 5), nn.BatchNorm1d(5, track_running_stats=False)):
+        noisy = with_sap(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), last))
+        with pytest.raises(SapcoreError, match="the network has no BatchNorm with running statistics"):
+            with_noisy_statistics(noisy, torch.ones(3, 4))

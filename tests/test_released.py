@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sapcore import attacks, checkpoints, data, evaluation, released, runner, with_sap
 from sapcore.errors import SapcoreError
 from sapcore.experiments import READINGS, points, readings, settings
-from sapcore.randomness import stream
+from sapcore.randomness import stream, with_noisy_statistics
 from sapcore.released import (
     BatchStatistics,
     ByDevice,
@@ -181,7 +181,8 @@ def test_the_cells_of_the_readings() -> None:
     assert {p.panel for p in found} == {"dense", "SAP-100"}
     assert [p.series for p in found if p.panel == "SAP-100" and p.cell.attack.eps] == list(READINGS)
     by_name = {(p.panel, p.series): p.cell for p in found if p.cell.attack.eps}
-    assert ("dense", "gradient through the scale") not in by_name
+    of_dense = [name for name in READINGS if name.startswith(("gradient", "statistics under"))]
+    assert not {("dense", name) for name in of_dense} & by_name.keys()
     for (panel, name), cell in by_name.items():
         batch = 500 if "batch statistics" in name or name.startswith("all of ") else 0
         assert cell.attack.batch_statistics == batch
@@ -189,13 +190,15 @@ def test_the_cells_of_the_readings() -> None:
         assert cell.attack.source is not None
         assert not cell.attack.source.batch_statistics
         assert cell.attack.source.backward == ("scale" if name == "gradient through the scale" else "constant")
-        plain = dataclasses.replace(cell.defence, batch_statistics=0)
+        images = 1000 if name.startswith("statistics under SAP") else 0
+        assert cell.defence.noisy_statistics == cell.attack.source.noisy_statistics == images
+        plain = dataclasses.replace(cell.defence, batch_statistics=0, noisy_statistics=0)
         assert plain.label == panel, "the defence itself is always the paper's"
-        full = ("the paper's text", "adversary on batch statistics", "both on batch statistics")
-        short = name not in (*full, "gradient through the scale")
+        full = ("the paper's text", "adversary on batch statistics", "both on batch statistics", *of_dense)
+        short = name not in full or name.endswith("short training")
         assert ("reading" in cell.checkpoint) == short
     assert {p.cell.attack for p in found if not p.cell.attack.eps} == {Attack()}
-    assert len(readings(settings("digits"))) == 25 * 8
+    assert len(readings(settings("digits"))) == 27 * 8
 
 
 @pytest.mark.parametrize("n", [20, 70])
@@ -254,3 +257,21 @@ def test_a_network_on_batch_statistics_is_measured_in_such_batches(panel: str) -
         dataclasses.replace(cell, defence=dataclasses.replace(cell.defence, batch_statistics=0)), torch.device("cpu")
     )
     assert other["calibration"] != found["calibration"]
+
+
+def test_a_network_with_noisy_statistics_is_attacked_and_measured_as_such() -> None:
+    """By the runner as by hand: the statistics of the first training images, the adversary's too."""
+    cell = next(
+        p.cell
+        for p in points("readings", settings("digits", eps=8, examples=30, passes=3))
+        if p.series == "statistics under SAP"
+    )
+    images, labels = runner.seen("digits", "resnet20-digits", 30)
+    noisy = with_sap(checkpoints.load("resnet20-digits"), 100)
+    own = with_noisy_statistics(noisy, data.load("digits", "train")[0][:1000])
+    x = attacks.fgsm(own, images, labels, 8, passes=3)
+    assert torch.equal(runner.attacked(cell, images, labels, torch.device("cpu")), x)
+    expected = evaluation.predict(own, x, 3, stream(cell.seed, "evaluation"))
+    found = runner.compute(cell, torch.device("cpu"))
+    assert found["correct"] == int((expected.argmax(1) == labels).sum())
+    assert not torch.equal(expected, evaluation.predict(noisy, x, 3, stream(cell.seed, "evaluation")))

@@ -99,6 +99,7 @@ def test_a_label_says_what_is_unusual_about_a_defence() -> None:
     assert on_batch.label == "dense (batch statistics) none"
     assert on_batch.path.name == f"dense-batch-statistics-none-{on_batch.key}.json"
     assert Defence("sap", 100, "scale", 500).label == "SAP-100 (scale, batch statistics)"
+    assert Defence("sap", 100, noisy_statistics=5000).label == "SAP-100 (noisy statistics)"
 
 
 def test_a_cell_comes_back_as_it_was_written(store: Path) -> None:
