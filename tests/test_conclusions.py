@@ -256,6 +256,7 @@ def denses_gradient_lies_between_a_hundred_passes_and_a_thousand() -> None:
 
 
 READINGS = ("the paper's text", "adversary on batch statistics", "gradient through the scale")
+OWN = "statistics under SAP"
 
 
 def batch_statistics_make_a_weaker_adversary_and_explain_little() -> None:
@@ -281,7 +282,7 @@ def points_away(reading: str) -> float:
     """The mean distance of a reading from the three published numbers."""
     points = [p for p in PUBLISHED if p.figure == "fig1b"]
     assert len(points) == 3
-    dense = reading if reading != READINGS[2] else READINGS[0]
+    dense = reading if reading not in (READINGS[2], OWN) else READINGS[0]
     ours = [
         accuracy("readings", reading, p.eps, "SAP-100")
         - (accuracy("readings", dense, p.eps, "dense") if p.minus else 0)
@@ -322,19 +323,22 @@ def the_papers_text_comes_closer_than_its_adversary_on_batch_statistics() -> Non
     assert bold_among(*READINGS) == {READINGS[0]}
 
 
-def crops_and_jitter_spare_sap_and_wrapped_pixels_bring_it_closer() -> None:
-    text, crops, jitter, wrapped = f"{READINGS[0]}{SHORT}", "28 × 28 crops", "colour jitter", "wrapped pixels"
+def three_ways_spare_sap_and_wrapped_pixels_bring_it_closer() -> None:
+    text, wrapped = f"{READINGS[0]}{SHORT}", "wrapped pixels"
+    three = ("28 × 28 crops", "colour jitter", "eight devices")
 
     def found(reading: str, e: float, defence: str) -> pd.Series:
         return row("readings", reading, e, defence)
 
-    clean = {name: found(name, 0, "SAP-100") for name in (text, crops, jitter)}
-    for name in (crops, jitter):
+    clean = {name: found(name, 0, "SAP-100") for name in (text, *three)}
+    for name in three:
         for e in experiments.EPS[:-1]:
             assert abs(found(name, e, "dense")["accuracy"] - found(text, e, "dense")["accuracy"]) < 0.02
-        assert clearly_above(clean[name], clean[text])
-        assert abs(found(name, 4, "SAP-100")["accuracy"] - found(text, 4, "SAP-100")["accuracy"]) < 0.01
-    assert [round(100 * part["accuracy"]) for part in clean.values()] == [76, 81, 82]
+        assert evaluation.difference(of(clean[name]), of(clean[text]))[1] > 0
+        assert round(100 * (clean[name]["accuracy"] - clean[text]["accuracy"])) == {"28": 5, "co": 6, "ei": 4}[name[:2]]
+        assert not clearly_above(found(name, 4, "SAP-100"), found(text, 4, "SAP-100"))
+        assert not clearly_above(found(text, 4, "SAP-100"), found(name, 4, "SAP-100"))
+    assert [round(100 * part["accuracy"]) for part in clean.values()] == [76, 81, 82, 80]
     assert round(100 * (found(text, 0, "dense")["accuracy"] - found(wrapped, 0, "dense")["accuracy"])) == 4
     assert all(clearly_above(found(wrapped, e, "dense"), found(text, e, "dense")) for e in (1, 2, 4))
     at_4 = [found(name, 4, "SAP-100") for name in (wrapped, text)]
@@ -374,6 +378,15 @@ def sap_costs_little_where_batchnorm_follows_it() -> None:
     assert round(100 * (clean[BOTH][1] - clean[BOTH][0])) == 5
     at_4 = [accuracy("readings", reading, 4, "dense") for reading in (BOTH, READINGS[0])]
     assert [round(100 * a) for a in at_4] == [57, 13]
+
+
+def statistics_of_its_own_spare_sap_and_lead_away_from_the_published_numbers() -> None:
+    assert [round(100 * accuracy("readings", OWN, e, "SAP-100")) for e in (0, 4)] == [86, 64]
+    published = {p.eps: p.value for p in PUBLISHED if p.figure == "fig1b"}
+    gain = accuracy("readings", OWN, 1, "SAP-100") - accuracy("readings", READINGS[0], 1, "dense")
+    assert round(100 * gain) == 39
+    assert gain / published[1] == pytest.approx(3, abs=0.3)
+    assert points_away(OWN) > points_away(READINGS[0])
 
 
 def the_scale_tells_an_adversary_far_more() -> None:
@@ -541,7 +554,7 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "01_sap",
-        "finds most of that cost gone where BatchNorm normalizes by the batch",
+        "finds most of that cost gone where BatchNorm normalizes by the batch or by statistics of SAP's own passes",
         sap_costs_little_where_batchnorm_follows_it,
     ),
     (
@@ -565,11 +578,20 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "09_released_code",
-        "Crops, and colour jitter as well, change dense by less than two points up to λ = 32, and SAP-100 gets five "
-        "and six more right without an attack, 81 and 82 %; at λ = 4 they change nothing. Wrapped pixels cost dense "
-        "four points without an attack and leave it more from λ = 1 to 4; SAP-100 keeps 38 % at λ = 4 instead of 30, "
-        "and its gain over dense at λ = 1 is 14 points instead of 23, both closer to the published numbers.",
-        crops_and_jitter_spare_sap_and_wrapped_pixels_bring_it_closer,
+        "Crops, colour jitter and the eight devices change dense by less than two points up to λ = 32, and SAP-100 "
+        "gets five, six and four more right without an attack, 81, 82 and 80 %; at λ = 4 none of them changes it "
+        "clearly. Wrapped pixels cost dense four points without an attack and leave it more from λ = 1 to 4; SAP-100 "
+        "keeps 38 % at λ = 4 instead of 30, and its gain over dense at λ = 1 is 14 points instead of 23, both closer "
+        "to the published numbers.",
+        three_ways_spare_sap_and_wrapped_pixels_bring_it_closer,
+    ),
+    (
+        "09_released_code",
+        "do as much without an attack, 86 % again, and do it for one image at a time. They are not what brings the "
+        "published numbers closer: the dense network, which has nothing to take anew, loses as much to FGSM as ever, "
+        "so that SAP-100's gain over it at λ = 1 becomes 39 points, three times the published one. FGSM on SAP's own "
+        "gradient then leaves 64 % at λ = 4.",
+        statistics_of_its_own_spare_sap_and_lead_away_from_the_published_numbers,
     ),
     ("intro", "A ladder of attacks was run on 200 images", the_ladder_is_of_200_images),
     ("intro", "Here, on 200 images, many small steps", the_ladder_is_of_200_images),
