@@ -642,7 +642,7 @@ def readings(frame: pd.DataFrame) -> Figure:
     _style()
     size = 4 * len(columns), 1.4 + 3.4 * len(lengths)
     figure, axes = plt.subplots(len(lengths), len(columns), figsize=size, squeeze=False, layout="constrained")
-    names = list(dict.fromkeys(map(_without_length, frame["series"])))
+    names = list(dict.fromkeys(map(_without_length, _in_order(frame))))
     colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))]
     styles = {
         name: {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
@@ -663,12 +663,18 @@ def readings(frame: pd.DataFrame) -> Figure:
     for place in axes[-1]:
         place.set_xlabel(EPS_LABEL)
     labels = (axes_.get_legend_handles_labels() for axes_ in axes.flat)
-    known = {label: handle for pair in labels for handle, label in zip(*pair, strict=True)}
+    found = {label: handle for pair in labels for handle, label in zip(*pair, strict=True)}
+    known = {label: found[label] for label in (*names, "published") if label in found}
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
 SHORT = ", short training"
+
+
+def _in_order(frame: pd.DataFrame) -> list[str]:
+    """The readings that are there, as they are listed."""
+    return [name for name in READINGS if name in set(frame["series"])]
 
 
 def _is_short(reading: str) -> bool:
@@ -707,7 +713,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
 
     rows: dict[str, list[str]] = {}
     distance: dict[str, NDArray[Any]] = {}
-    for name in frame["series"].unique():
+    for name in _in_order(frame):
         has_dense = any(key[:2] == ("dense", name) for key in found)
         other = name if has_dense else "the paper's text" + SHORT * _is_short(name)
         needed = {("SAP-100", name, p.eps) for p in points} | {("dense", other, p.eps) for p in points if p.minus}
