@@ -243,12 +243,16 @@ class NoisyModel(nn.Module):
 def with_noisy_statistics(noisy: NoisyModel, images: Tensor, seed: int = 0, batch_size: int = 500) -> NoisyModel:
     """A copy of a noisy network whose BatchNorm has the running statistics of its own noisy passes.
 
-    Those that it came with are of the network without noise, and noise adds variance to every later map. Each image is
-    seen in one pass; a statistic is the mean over the batches. Weights stay as they are, and so does `plain`.
+    Those that it came with are of the network without noise, and noise adds variance to every later map. Each batch of
+    images is seen in a pass of its own; a statistic is the mean over the batches. Weights stay as they are, and so does
+    `plain`. Noise on weights, which a pass has in common, moves the statistics anew in every pass, and gains nothing.
 
     images: (N, ...), training images as the network takes them, of any type of numbers.
-    Raises `SapcoreError` if there is no image, or the network has no BatchNorm with running statistics.
+    Raises `SapcoreError` if there is no image, or the network is without noise or without a BatchNorm that has running
+    statistics.
     """
+    if not isinstance(noisy, NoisyModel):
+        raise SapcoreError(f"the network is a {type(noisy).__name__}, but must be a noisy one, such as with_sap makes")
     copied = copy.deepcopy(noisy)
     norms = [m for m in copied.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
@@ -261,8 +265,8 @@ def with_noisy_statistics(noisy: NoisyModel, images: Tensor, seed: int = 0, batc
         norm.train()
         norm.momentum = None  # of all batches alike
     device = norms[0].weight.device if norms[0].affine else images.device
-    for chosen in torch.arange(len(images)).split(batch_size):
-        copied(images[chosen].to(device).float(), seed=stream(seed, "statistics"), ids=chosen)
+    for number, chosen in enumerate(torch.arange(len(images)).split(batch_size)):
+        copied(images[chosen].to(device).float(), stream(seed, "statistics"), chosen, number)
     for norm, training, momentum in were:
         norm.train(training)
         norm.momentum = momentum

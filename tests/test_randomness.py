@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from sapcore import SAP, attacks, checkpoints, evaluation, randomness, sap, with_sap
+from sapcore import SAP, attacks, checkpoints, data, evaluation, randomness, sap, with_sap
+from sapcore.baselines import BASELINES
 from sapcore.errors import SapcoreError
 from sapcore.randomness import NoisyModel, with_noisy_statistics
 from sapcore.sap import cpu
@@ -290,7 +291,7 @@ def test_a_noisy_model_refuses_passes_of_another_length() -> None:
 
 
 def test_noisy_statistics_are_those_of_the_noisy_passes() -> None:
-    """The mean over batches of what the norm after SAP sees, each image in one pass; all else stays."""
+    """The mean over batches, each in its pass, of what the norm after SAP sees; all else stays."""
     norm = nn.BatchNorm1d(50, momentum=0.3)
     plain = nn.Sequential(nn.Linear(4, 50), nn.ReLU(), norm).eval()
     noisy = with_sap(plain)
@@ -298,9 +299,8 @@ def test_noisy_statistics_are_those_of_the_noisy_passes() -> None:
     before = copy.deepcopy(noisy.state_dict())
     own = with_noisy_statistics(noisy, x, seed=3, batch_size=10)
     upto = with_sap(plain[:2])
-    seen = [
-        upto(x[part], seed=randomness.stream(3, "statistics"), ids=part) for part in (ids[:10], ids[10:20], ids[20:])
-    ]
+    parts = enumerate(ids.split(10))
+    seen = [upto(x[part], seed=randomness.stream(3, "statistics"), ids=part, passes=k) for k, part in parts]
     found = own.state_dict()
     torch.testing.assert_close(found["model.2.running_mean"], torch.stack([h.mean(0) for h in seen]).mean(0))
     torch.testing.assert_close(found["model.2.running_var"], torch.stack([h.var(0) for h in seen]).mean(0))
@@ -311,7 +311,22 @@ def test_noisy_statistics_are_those_of_the_noisy_passes() -> None:
     assert [(m.training, m.momentum) for m in own.modules() if isinstance(m, nn.BatchNorm1d)] == [(False, 0.3)]
 
 
-def test_noisy_statistics_want_images_and_a_norm_that_keeps_some() -> None:
+@pytest.mark.parametrize(("kind", "level"), [("sap", 20), ("dropout", 0.4), ("rsa", 1.2)])
+def test_statistics_of_its_own_serve_a_network_with_much_noise(
+    kind: str, level: float, digits: tuple[Tensor, Tensor]
+) -> None:
+    dense = checkpoints.load("resnet20-digits")
+    noisy = with_sap(dense, level) if kind == "sap" else BASELINES[kind](dense, level)
+    assert isinstance(noisy, NoisyModel)
+    own = with_noisy_statistics(noisy, data.load("digits", "train")[0][:600], batch_size=50)
+    x, y = digits[0][:100], digits[1][:100]
+    right = [evaluation.accuracy(evaluation.predict(net, x, 10), y).value for net in (noisy, own)]
+    assert right[1] > right[0] + 0.1
+
+
+def test_noisy_statistics_want_a_noisy_network_images_and_a_norm_that_keeps_some() -> None:
+    with pytest.raises(SapcoreError, match="the network is a Linear, but must be a noisy one, such as with_sap makes"):
+        with_noisy_statistics(nn.Linear(4, 5), torch.ones(3, 4))  # type: ignore[arg-type]
     noisy = with_sap(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.BatchNorm1d(5)))
     with pytest.raises(SapcoreError, match="there is no image to take the statistics of, but one or more are needed"):
         with_noisy_statistics(noisy, torch.ones(0, 4))
