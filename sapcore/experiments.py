@@ -336,6 +336,11 @@ class Reading(NamedTuple):
     noisy_statistics: bool = False
     """SAP's network has the running statistics of its own passes; dense is as it was."""
 
+    @property
+    def changes_dense(self) -> bool:
+        """Whether the dense network has numbers of its own."""
+        return self.backward == "constant" and not self.noisy_statistics
+
 
 READINGS = {
     "the paper's text": Reading(),
@@ -361,7 +366,7 @@ def readings(s: Settings) -> list[Point]:
     points = []
     for defence in (DENSE, SAP_100):
         for name, reading in READINGS.items():
-            if defence == DENSE and (reading.backward != "constant" or reading.noisy_statistics):
+            if defence == DENSE and not reading.changes_dense:
                 continue
             images = NOISY_STATISTICS[s.dataset] if reading.noisy_statistics else 0
             source = dataclasses.replace(defence, backward=reading.backward, noisy_statistics=images)
@@ -489,7 +494,7 @@ RUNGS_OF_OWN_STATISTICS = (
     "FGSM on dense", "FGSM", "PGD, mean of gradients", "PGD, through the scale", "BPDA, identity",
     "BPDA, identity, margin",
 )  # fmt: skip
-"""Enough to tell what is left from what only looks so."""
+"""Enough to tell robustness from a gradient that misleads."""
 
 
 def own_statistics(s: Settings) -> list[Point]:

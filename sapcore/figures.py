@@ -714,8 +714,7 @@ def readings_table(frame: pd.DataFrame) -> Markdown:
     rows: dict[str, list[str]] = {}
     distance: dict[str, NDArray[Any]] = {}
     for name in _in_order(frame):
-        has_dense = any(key[:2] == ("dense", name) for key in found)
-        other = name if has_dense else "the paper's text" + SHORT * _is_short(name)
+        other = name if READINGS[name].changes_dense else "the paper's text" + SHORT * _is_short(name)
         needed = {("SAP-100", name, p.eps) for p in points} | {("dense", other, p.eps) for p in points if p.minus}
         if not needed <= found.keys():
             continue

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, check_count, check_tensor
 from sapcore.splitting import has_hooks, split
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -240,17 +240,21 @@ class NoisyModel(nn.Module):
 
 
 @torch.no_grad()
-def with_noisy_statistics(noisy: NoisyModel, images: Tensor, seed: int = 0, batch_size: int = 500) -> NoisyModel:
+def with_noisy_statistics(noisy: nn.Module, images: Tensor, seed: int = 0, batch_size: int = 500) -> NoisyModel:
     """A copy of a noisy network whose BatchNorm has the running statistics of its own noisy passes.
 
     Those that it came with are of the network without noise, and noise adds variance to every later map. Each batch of
     images is seen in a pass of its own; a statistic is the mean over the batches. Weights stay as they are, and so does
-    `plain`. Noise on weights, which a pass has in common, moves the statistics anew in every pass, and gains nothing.
+    `plain`. Measure what it does: strong SAP, dropout and noise that scales activations gain by it on the digits, and
+    noise that is added to them, or to weights, may lose.
 
-    images: (N, ...), training images as the network takes them, of any type of numbers.
-    Raises `SapcoreError` if there is no image, or the network is without noise or without a BatchNorm that has running
-    statistics.
+    images: (N, ...), training images as the network takes them, of any type of numbers; batch_size: the most to a
+    batch, all batches being of about the same size.
+    Raises `SapcoreError` for a network without noise or without a BatchNorm that has running statistics, if `images` is
+    no tensor or holds none, and for a batch_size below 1.
     """
+    check_tensor("images", images)
+    check_count("batch_size", batch_size)
     if not isinstance(noisy, NoisyModel):
         raise SapcoreError(f"the network is a {type(noisy).__name__}, but must be a noisy one, such as with_sap makes")
     copied = copy.deepcopy(noisy)
@@ -264,8 +268,9 @@ def with_noisy_statistics(noisy: NoisyModel, images: Tensor, seed: int = 0, batc
         norm.reset_running_stats()
         norm.train()
         norm.momentum = None  # of all batches alike
-    device = norms[0].weight.device if norms[0].affine else images.device
-    for number, chosen in enumerate(torch.arange(len(images)).split(batch_size)):
+    device = next(copied.buffers()).device
+    batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
+    for number, chosen in enumerate(batches):
         copied(images[chosen].to(device).float(), stream(seed, "statistics"), chosen, number)
     for norm, training, momentum in were:
         norm.train(training)

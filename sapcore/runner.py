@@ -26,7 +26,7 @@ from sapcore.baselines import BASELINES
 from sapcore.calibration import calibration
 from sapcore.checkpoints import CheckpointError
 from sapcore.errors import SapcoreError, check_count
-from sapcore.randomness import NoisyModel, stream, with_noisy_statistics
+from sapcore.randomness import stream, with_noisy_statistics
 from sapcore.released import images_of, with_batch_statistics
 from sapcore.results import Cell, Defence
 from sapcore.rl import environments, playing
@@ -393,22 +393,20 @@ def defended(
     if checkpoints.sha256(checkpoint) != sha256:
         raise CheckpointError(f"the checkpoint {checkpoint} is another one than the cell's; list the cells again")
     network = with_batch_statistics(network) if batch_statistics or defence.batch_statistics else network
-    network = network.to(device)
+    network = _with_noise(network.to(device), defence)
+    if not defence.noisy_statistics:
+        return network
+    recipe = checkpoints.card(checkpoint)["recipe"]
+    images, _ = data.load(recipe["dataset"], "train")
+    return with_noisy_statistics(network, images_of(recipe).of_test(images[: defence.noisy_statistics]))
+
+
+def _with_noise(network: nn.Module, defence: Defence) -> nn.Module:
     if defence.kind == "dense":
         return network
     assert defence.level is not None
     if defence.kind == "sap":
-        noisy = with_sap(network, defence.level, backward=defence.backward)
-        return _with_noisy_statistics(noisy, checkpoint, defence.noisy_statistics)
+        return with_sap(network, defence.level, backward=defence.backward)
     if defence.kind == "bernoulli-sap":
         return with_bernoulli_sap(network, defence.level, defence.backward)
     return BASELINES[defence.kind](network, defence.level)
-
-
-def _with_noisy_statistics(noisy: NoisyModel, checkpoint: str, count: int) -> NoisyModel:
-    """With BatchNorm's statistics of its first so many training images; with 0 as it is."""
-    if not count:
-        return noisy
-    recipe = checkpoints.card(checkpoint)["recipe"]
-    images, _ = data.load(recipe["dataset"], "train")
-    return with_noisy_statistics(noisy, images_of(recipe).of_test(images[:count]))

@@ -282,7 +282,8 @@ def points_away(reading: str) -> float:
     """The mean distance of a reading from the three published numbers."""
     points = [p for p in PUBLISHED if p.figure == "fig1b"]
     assert len(points) == 3
-    dense = reading if reading not in (READINGS[2], OWN) else READINGS[0]
+    brief = SHORT if reading.endswith(SHORT) else ""
+    dense = reading if reading.removesuffix(SHORT) not in (READINGS[2], OWN) else READINGS[0] + brief
     ours = [
         accuracy("readings", reading, p.eps, "SAP-100")
         - (accuracy("readings", dense, p.eps, "dense") if p.minus else 0)
@@ -376,6 +377,7 @@ def sap_costs_little_where_batchnorm_follows_it() -> None:
     }
     assert [round(100 * clean[reading][0]) for reading in (READINGS[0], BOTH)] == [64, 86]
     assert round(100 * (clean[BOTH][1] - clean[BOTH][0])) == 5
+    assert accuracy("readings", OWN, 0, "SAP-100") == pytest.approx(clean[BOTH][0], abs=0.01)
     at_4 = [accuracy("readings", reading, 4, "dense") for reading in (BOTH, READINGS[0])]
     assert [round(100 * a) for a in at_4] == [57, 13]
 
@@ -387,6 +389,7 @@ def statistics_of_its_own_spare_sap_and_lead_away_from_the_published_numbers() -
     assert round(100 * gain) == 39
     assert gain / published[1] == pytest.approx(3, abs=0.3)
     assert points_away(OWN) > points_away(READINGS[0])
+    assert points_away(BOTH + SHORT) + 5 < points_away(OWN + SHORT) < points_away(READINGS[0] + SHORT) - 1
 
 
 def the_scale_tells_an_adversary_far_more() -> None:

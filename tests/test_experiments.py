@@ -406,6 +406,25 @@ def test_a_network_that_is_not_trained_yet_leaves_its_rungs_without_a_checkpoint
 
 
 @pytest.mark.usefixtures("cifar10_checkpoint")
+def test_sap_with_statistics_of_its_own_is_attacked_by_who_knows_them() -> None:
+    """Like SAP-100, whose cells are the ladder's; all but FGSM on dense follow the network that they attack."""
+    found = points("own_statistics")
+    plain, own = ([p for p in found if p.panel == panel] for panel in ("SAP-100", experiments.OWN_STATISTICS))
+    assert len(plain) + len(own) == len(found)
+    assert {p.cell for p in plain} < {p.cell for p in points("ladder")}
+    assert [p.series for p in own] == [p.series for p in plain]
+    for with_own, without in zip(own, plain, strict=True):
+        cell, attack = with_own.cell, with_own.cell.attack
+        assert cell.defence == Defence("sap", 100, noisy_statistics=5000)
+        knows = attack.source is not None and attack.source != Defence()
+        assert knows == (with_own.series not in ("no attack", "FGSM on dense"))
+        if attack.source is not None and knows:
+            assert attack.source.noisy_statistics == 5000
+            attack = dataclasses.replace(attack, source=dataclasses.replace(attack.source, noisy_statistics=0))
+        assert dataclasses.replace(cell, defence=Defence("sap", 100), attack=attack) == without.cell
+    assert {p.cell.attack.eps for p in found} == {0, 1, 2, 4}
+
+
 def test_the_checks_of_the_ladder_are_ever_more_steps_more_passes_and_no_bound() -> None:
     for name in ("SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"):
         attacks = [p.cell.attack for p in points("ladder_checks") if p.panel == name]

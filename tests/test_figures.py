@@ -254,12 +254,10 @@ def test_readings_are_compared_with_the_published_numbers_and_the_closest_is_bol
     both.attrs = frame.attrs
     last = figures.readings_table(both).data.splitlines()[-1]
     assert "| **28 × 28 crops, short training**" in last, "no other network was trained as shortly"
-    own = frame[frame["panel"] == "SAP-100"].replace(
-        "gradient through the scale", "statistics under SAP, short training"
-    )
+    own = frame.replace("gradient through the scale", "statistics under SAP, short training")
     own.attrs = frame.attrs
     assert "short training" not in figures.readings_table(own).data, "its dense network is the one as the text has it"
-    dense = frame[frame["panel"] == "dense"].replace("the paper's text", "the paper's text, short training")
+    dense = frame[frame["panel"] == "dense"].assign(series="the paper's text, short training")
     own = pd.concat([own, dense], ignore_index=True)
     own.attrs = frame.attrs
     assert "| **statistics under SAP, short training** | 82.0" in figures.readings_table(own).data

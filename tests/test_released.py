@@ -24,7 +24,7 @@ from sapcore.released import (
     with_batch_statistics,
     wrapped,
 )
-from sapcore.results import Attack
+from sapcore.results import Attack, Defence
 from sapcore.training import RECIPES, Recipe, _Run, train
 
 Batch = tuple[Tensor, Tensor]
@@ -181,8 +181,8 @@ def test_the_cells_of_the_readings() -> None:
     assert {p.panel for p in found} == {"dense", "SAP-100"}
     assert [p.series for p in found if p.panel == "SAP-100" and p.cell.attack.eps] == list(READINGS)
     by_name = {(p.panel, p.series): p.cell for p in found if p.cell.attack.eps}
-    of_dense = [name for name in READINGS if name.startswith(("gradient", "statistics under"))]
-    assert not {("dense", name) for name in of_dense} & by_name.keys()
+    not_of_dense = [name for name in READINGS if name.startswith(("gradient", "statistics under"))]
+    assert not {("dense", name) for name in not_of_dense} & by_name.keys()
     for (panel, name), cell in by_name.items():
         batch = 500 if "batch statistics" in name or name.startswith("all of ") else 0
         assert cell.attack.batch_statistics == batch
@@ -194,7 +194,7 @@ def test_the_cells_of_the_readings() -> None:
         assert cell.defence.noisy_statistics == cell.attack.source.noisy_statistics == images
         plain = dataclasses.replace(cell.defence, batch_statistics=0, noisy_statistics=0)
         assert plain.label == panel, "the defence itself is always the paper's"
-        full = ("the paper's text", "adversary on batch statistics", "both on batch statistics", *of_dense)
+        full = ("the paper's text", "adversary on batch statistics", "both on batch statistics", *not_of_dense)
         short = name not in full or name.endswith("short training")
         assert ("reading" in cell.checkpoint) == short
     assert {p.cell.attack for p in found if not p.cell.attack.eps} == {Attack()}
@@ -275,3 +275,6 @@ def test_a_network_with_noisy_statistics_is_attacked_and_measured_as_such() -> N
     found = runner.compute(cell, torch.device("cpu"))
     assert found["correct"] == int((expected.argmax(1) == labels).sum())
     assert not torch.equal(expected, evaluation.predict(noisy, x, 3, stream(cell.seed, "evaluation")))
+    dense = dataclasses.replace(cell, defence=Defence(noisy_statistics=1000), passes=1)
+    with pytest.raises(SapcoreError, match="the network is a ResNet20, but must be a noisy one"):
+        runner.compute(dense, torch.device("cpu"))

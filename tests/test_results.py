@@ -47,7 +47,7 @@ VARIANTS = variants(CELL)
 
 
 def test_the_list_of_variants_is_complete() -> None:
-    assert len(VARIANTS) == 9 + 4 + 10 + 4
+    assert len(VARIANTS) == 9 + 5 + 10 + 5
     assert {"version", "attack.source.level", "attack.step", "defence.kind", "precision"} <= VARIANTS.keys()
 
 
