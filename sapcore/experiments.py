@@ -491,8 +491,7 @@ def ladder_checks(s: Settings) -> list[Point]:
 
 OWN_STATISTICS = "SAP-100, statistics under SAP"
 RUNGS_OF_OWN_STATISTICS = (
-    "FGSM on dense", "FGSM", "PGD, mean of gradients", "PGD, through the scale", "BPDA, identity",
-    "BPDA, identity, margin",
+    "FGSM on dense", "FGSM", "PGD, mean of gradients", "BPDA, identity", "BPDA, identity, margin",
 )  # fmt: skip
 """Enough to tell robustness from a gradient that misleads."""
 

@@ -383,13 +383,14 @@ def sap_costs_little_where_batchnorm_follows_it() -> None:
 
 
 def statistics_of_its_own_spare_sap_and_lead_away_from_the_published_numbers() -> None:
-    assert [round(100 * accuracy("readings", OWN, e, "SAP-100")) for e in (0, 4)] == [86, 64]
+    assert [round(100 * accuracy("readings", OWN, e, "SAP-100")) for e in (0, 4)] == [85, 64]
     published = {p.eps: p.value for p in PUBLISHED if p.figure == "fig1b"}
     gain = accuracy("readings", OWN, 1, "SAP-100") - accuracy("readings", READINGS[0], 1, "dense")
-    assert round(100 * gain) == 39
-    assert gain / published[1] == pytest.approx(3, abs=0.3)
+    assert round(100 * gain) == 40
+    assert gain > 3 * published[1]
     assert points_away(OWN) > points_away(READINGS[0])
-    assert points_away(BOTH + SHORT) + 5 < points_away(OWN + SHORT) < points_away(READINGS[0] + SHORT) - 1
+    assert 2 < points_away(READINGS[0] + SHORT) - points_away(OWN + SHORT) < 3
+    assert bold_among(BOTH + SHORT, OWN + SHORT, READINGS[0] + SHORT) == {BOTH + SHORT}
 
 
 def the_scale_tells_an_adversary_far_more() -> None:
@@ -590,10 +591,11 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "09_released_code",
-        "do as much without an attack, 86 % again, and do it for one image at a time. They are not what brings the "
-        "published numbers closer: the dense network, which has nothing to take anew, loses as much to FGSM as ever, "
-        "so that SAP-100's gain over it at λ = 1 becomes 39 points, three times the published one. FGSM on SAP's own "
-        "gradient then leaves 64 % at λ = 4.",
+        "do as much without an attack, 85 %, and do it for one image at a time. On the fully trained network they do "
+        "not bring the published numbers closer: dense, which has nothing to take anew, loses as much to FGSM as ever, "
+        "so that SAP-100's gain over it at λ = 1 becomes 40 points, more than three times the published one. FGSM on "
+        "SAP's own gradient leaves 64 % at λ = 4 then. On the short schedule they come two or three points closer on "
+        "average than the text's own reading, and stay clearly farther than *both on batch statistics*.",
         statistics_of_its_own_spare_sap_and_lead_away_from_the_published_numbers,
     ),
     ("intro", "A ladder of attacks was run on 200 images", the_ladder_is_of_200_images),
