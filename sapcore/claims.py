@@ -127,7 +127,7 @@ class Numbers:
 
     def left(self, panel: str, eps: float) -> str:
         """What the strongest of the attacks of chapter 11 so far leaves a defence, in words, for prose."""
-        frame = pd.concat([self.frame(name) for name in ("ladder", "ladder_checks", "own_statistics")])
+        frame = pd.concat([self.frame(name) for name in ("ladder", "ladder_checks", "noisy_statistics")])
         rows = adaptive.strongest(frame[(frame["panel"] == panel) & (frame["eps"] == eps)])
         return "(not computed yet)" if rows.empty else _shown(rows.iloc[0])
 

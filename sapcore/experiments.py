@@ -489,24 +489,22 @@ def ladder_checks(s: Settings) -> list[Point]:
     return points
 
 
-OWN_STATISTICS = "SAP-100, statistics under SAP"
-RUNGS_OF_OWN_STATISTICS = (
+STATISTICS_UNDER_SAP = "SAP-100, statistics under SAP"
+RUNGS_UNDER_SAP = (
     "FGSM on dense", "FGSM", "PGD, mean of gradients", "BPDA, identity", "BPDA, identity, margin",
 )  # fmt: skip
 """Enough to tell robustness from a gradient that misleads."""
 
 
-def own_statistics(s: Settings) -> list[Point]:
+def noisy_statistics(s: Settings) -> list[Point]:
     """SAP-100 as it is, and with BatchNorm's statistics of its own passes, under the same attacks; as in `ladder`."""
     s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     own = dataclasses.replace(SAP_100, noisy_statistics=NOISY_STATISTICS[s.dataset])
     points = []
-    for name, defence in ((SAP_100.label, SAP_100), (OWN_STATISTICS, own)):
+    for name, defence in ((SAP_100.label, SAP_100), (STATISTICS_UNDER_SAP, own)):
         points.append(Point(_cell(s, defence, Attack()), "no attack", name))
         attacks = [_rungs(s, defence, e) for e in s.eps or EPS_STEPS[s.dataset] if e]
-        points += [
-            Point(_cell(s, defence, of_eps[rung]), rung, name) for rung in RUNGS_OF_OWN_STATISTICS for of_eps in attacks
-        ]
+        points += [Point(_cell(s, defence, of_eps[rung]), rung, name) for rung in RUNGS_UNDER_SAP for of_eps in attacks]
     return points
 
 
@@ -561,7 +559,7 @@ FIGURES: dict[str, Callable[[Settings], list[Point]]] = {
     "readings": readings,
     "ladder": ladder,
     "ladder_checks": ladder_checks,
-    "own_statistics": own_statistics,
+    "noisy_statistics": noisy_statistics,
     "table1": table1,
 }
 

@@ -415,14 +415,14 @@ def strongest(panel: str, eps: float) -> pd.Series:
 
 
 def statistics_of_its_own_leave_more_at_small_eps_and_mislead_fgsm() -> None:
-    own, plain = experiments.OWN_STATISTICS, "SAP-100"
-    whole = frame("own_statistics")
+    own, plain = experiments.STATISTICS_UNDER_SAP, "SAP-100"
+    whole = frame("noisy_statistics")
 
     def left(panel: str, e: float) -> pd.Series:
         return adaptive.strongest(whole[(whole["panel"] == panel) & (whole["eps"] == e)]).iloc[0]
 
-    assert [round(100 * accuracy("own_statistics", "no attack", 0, panel)) for panel in (own, plain)] == [88, 64]
-    at_4 = [accuracy("own_statistics", attack, 4, own) for attack in ("FGSM", "PGD, mean of gradients")]
+    assert [round(100 * accuracy("noisy_statistics", "no attack", 0, panel)) for panel in (own, plain)] == [88, 64]
+    at_4 = [accuracy("noisy_statistics", attack, 4, own) for attack in ("FGSM", "PGD, mean of gradients")]
     assert round(100 * at_4[0]) == 63
     assert 0 < at_4[0] - at_4[1] < 0.02
     assert {left(own, e)["series"] for e in (1, 2, 4)} == {"BPDA, identity, margin"}

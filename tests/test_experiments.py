@@ -408,8 +408,8 @@ def test_a_network_that_is_not_trained_yet_leaves_its_rungs_without_a_checkpoint
 @pytest.mark.usefixtures("cifar10_checkpoint")
 def test_sap_with_statistics_of_its_own_is_attacked_by_who_knows_them() -> None:
     """Like SAP-100, whose cells are the ladder's; all but FGSM on dense follow the network that they attack."""
-    found = points("own_statistics")
-    plain, own = ([p for p in found if p.panel == panel] for panel in ("SAP-100", experiments.OWN_STATISTICS))
+    found = points("noisy_statistics")
+    plain, own = ([p for p in found if p.panel == panel] for panel in ("SAP-100", experiments.STATISTICS_UNDER_SAP))
     assert len(plain) + len(own) == len(found)
     assert {p.cell for p in plain} < {p.cell for p in points("ladder")}
     assert [p.series for p in own] == [p.series for p in plain]
