@@ -125,6 +125,14 @@ class Numbers:
         except Missing:
             return "(not computed yet)"
 
+    def between(self, figure: str, series: Collection[str], eps: float, panel: str = "") -> str:
+        """From the least to the largest accuracy of these series, in words, for prose."""
+        try:
+            found = [self.at(figure, name, eps, panel)["accuracy"] for name in series]
+        except Missing:
+            return "(not computed yet)"
+        return f"{100 * min(found):.0f} to {100 * max(found):.0f} %"
+
     def left(self, panel: str, eps: float) -> str:
         """What the strongest of the attacks of chapter 11 so far leaves a defence, in words, for prose."""
         frame = pd.concat([self.frame(name) for name in ("ladder", "ladder_checks", "noisy_statistics")])
@@ -140,6 +148,8 @@ class Numbers:
         """What SAP-100 does to the agents that have learnt and whose cells are all there, in words, for prose."""
         clean: dict[str, tuple[float, float, float]] = {}
         attacked: list[tuple[float, float, float]] = []
+        gained: list[str] = []
+        lost = 0
         for game in GAMES:
             try:
                 changes = [_change(self, e, game) for e in (0, *ATTACKED)] if _has_learnt(self, game) else []
@@ -148,11 +158,16 @@ class Numbers:
             if changes:
                 clean[game] = changes[0]
                 attacked += changes[1:]
+                gained += [game] * any(low > 0 for _, low, _ in changes[1:])
+                lost += sum(not _better_than_chance(self, e, game) for e in ATTACKED)
         if not clean:
             return "(not computed yet)"
         return (
             f"without an attack it changes the return by {_said(clean)}; of {len(attacked)} changes under attack, "
-            f"each player along its own gradient, {_signs(attacked)}."
+            f"each player along its own gradient, {_signs(attacked)}. "
+            + (f"The clear gains are of {' and '.join(gained)}. " if gained else "")
+            + f"In {lost} of the {len(attacked)} the attacked agent without SAP is itself not clearly better than at "
+            "random, so that its change says little."
         )
 
     def whole(self, figure: str) -> pd.DataFrame:
@@ -178,13 +193,20 @@ def judged(claim: Claim, numbers: Numbers | None = None) -> Verdict:
         return Verdict(OPEN, str(missing))
 
 
-def scorecard() -> pd.DataFrame:
+def scorecard(chapter: str = "") -> pd.DataFrame:
     """All claims with their verdicts, one row each: every field of `Claim` but its rule as code, and `cells`, the files
-    in the store that test it, up to the first that is not there."""
+    in the store that test it, up to the first that is not there.
+
+    chapter: such as "01_sap", for the claims that its figures test alone; raises `SapcoreError` where there are none.
+    """
+    wanted = [c for c in CLAIMS if chapter in ("", PLACES[c.figure][0])]
+    if not wanted:
+        chapters = ", ".join(sorted({PLACES[c.figure][0] for c in CLAIMS}))
+        raise SapcoreError(f"no claim is tested in chapter {chapter!r}; there are {chapters}")
     numbers = Numbers()
     names = [field.name for field in dataclasses.fields(Claim) if field.name != "judge"]
     rows = []
-    for c in CLAIMS:
+    for c in wanted:
         numbers.cells = []
         verdict = judged(c, numbers)._asdict()
         rows.append({**{name: getattr(c, name) for name in names}, **verdict, "cells": numbers.cells})
@@ -544,9 +566,14 @@ def _change(n: Numbers, eps: float, game: str) -> tuple[float, float, float]:
     return relative_change(_returns(n, "SAP-100", eps, game), _returns(n, "dense", eps, game))
 
 
+def _better_than_chance(n: Numbers, eps: float, game: str) -> bool:
+    """Whether the agent without SAP, attacked or not, is clearly above a random policy."""
+    return bool(n.at("table1", "dense", eps, game)["low"] > n.at("table1", "random", 0, game)["high"])
+
+
 def _has_learnt(n: Numbers, game: str) -> bool:
-    """Whether the agent without SAP, not attacked, is clearly above a random policy; if not, a change says nothing."""
-    return bool(n.at("table1", "dense", 0, game)["low"] > n.at("table1", "random", 0, game)["high"])
+    """Whether it is when not attacked; if not, a change says nothing."""
+    return _better_than_chance(n, 0, game)
 
 
 def _learnt(n: Numbers) -> tuple[list[str], str]:

@@ -12,6 +12,7 @@ import pytest
 
 from sapcore import claims, experiments, results
 from sapcore.claims import AFTER, BEFORE, CLAIMS, DIRECTION, FAILS, HOLDS, OPEN, PART, PLACES, Claim, Numbers, judged
+from sapcore.errors import SapcoreError
 from sapcore.experiments import FIGURES, Settings
 from sapcore.paths import ROOT, results_root
 from sapcore.results import Defence
@@ -520,6 +521,20 @@ def test_claims_about_games(name: str, sap: list[float], verdict: str, monkeypat
     assert "random policy" not in found.why
 
 
+def test_a_chapter_has_the_claims_that_its_figures_test() -> None:
+    whole = claims.scorecard()
+    chapters = {claims.PLACES[figure][0] for figure in whole["figure"]}
+    parts = {chapter: claims.scorecard(chapter) for chapter in chapters}
+    assert sum(map(len, parts.values())) == len(whole)
+    assert set(parts["01_sap"]["figure"]) == {"fig1a", "fig1b"}
+    rows = whole[whole["figure"] == "fig6"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(parts["08_mc_samples"], rows)
+    with pytest.raises(
+        SapcoreError, match="no claim is tested in chapter '12_more'; there are 00_preliminaries, 01_sap"
+    ):
+        claims.scorecard("12_more")
+
+
 def test_agents_that_have_not_learnt_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The unlearnt lose under attack and gain without one, against the claims."""
     frame = games({game: [5.0, 5.2, 5.1] for game in GAMES})
@@ -543,7 +558,9 @@ def test_agents_that_have_not_learnt_are_not_judged(monkeypatch: pytest.MonkeyPa
     assert "Bowling" not in said
     assert said.endswith(
         "; of 20 changes under attack, each player along its own gradient, 20 are gains, 20 of them clear, "
-        "and 0 losses, 0 clear."
+        "and 0 losses, 0 clear. The clear gains are of Assault and Asterix and BankHeist and BattleZone and BeamRider. "
+        "In 0 of the 20 the attacked agent without SAP is itself not clearly better than at random, so that its "
+        "change says little."
     )
     whole = (frame["panel"] == "Assault") | (frame["eps"] != 8)
     monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame[whole])
@@ -551,6 +568,8 @@ def test_agents_that_have_not_learnt_are_not_judged(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame[~whole])
     assert Numbers().games() == "(not computed yet)"
     monkeypatch.setattr(experiments, "stored", lambda figure, settings: frame)
+    frame.loc[(frame["series"] == "dense") & (frame["eps"] == 4), "low"] = -1.5
+    assert "In 5 of the 20 the attacked agent" in Numbers().games()
     frame.loc[chance & ~frame["panel"].isin(["Assault", "Asterix"]), ["low", "high"]] = [9.0, 9.9]
     assert [judged(claim, Numbers()).verdict for claim in both] == [OPEN, OPEN]
 
