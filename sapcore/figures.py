@@ -967,7 +967,9 @@ def origin(frame: pd.DataFrame) -> Markdown:
     missing = frame.attrs["missing"]
     figure = frame.attrs["figure"]
     waiting = frame.attrs.get("waiting", 0)
-    gap = f" **Not computed yet: {len(missing)} of the cells; `sapcore run {figure}` computes them" if missing else ""
+    of = sorted({panel for panel, _ in frame.attrs.get("lacking", ()) if panel})
+    cells = f"{len(missing)} of the cells" + (f", all of {' and '.join(of)}" if of else "")
+    gap = f" **Not computed yet: {cells}; `sapcore run {figure}` computes them" if missing else ""
     gap += f", {'all' if waiting == len(missing) else waiting} once `sapcore train` has made their networks" * (
         waiting > 0
     ) + ".**" * (gap != "")
