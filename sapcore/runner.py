@@ -61,8 +61,10 @@ def run(
         if checkpoint:
             checkpoints.load(checkpoint)
     results.check_writable(todo)
+    if not todo:
+        return []
     failed: list[tuple[Cell, Exception]] = []
-    with tqdm(total=sum(map(_work, todo)), unit="pass", unit_scale=True, disable=not (progress and todo)) as bar:
+    with tqdm(total=sum(map(_work, todo)), unit="pass", unit_scale=True, disable=not progress) as bar:
         if here is None:
             outcomes = _on_dask(todo, device, workers, scheduler, bar.set_description)
         else:
@@ -158,6 +160,8 @@ def _on_dask(
         note(f"{len(todo)} cells on {scheduler or f'{workers} workers'}")
         for future in as_completed(list(futures)):
             cell = futures.pop(future)
+            if future.cancelled():
+                raise SapcoreError("the Dask scheduler was lost; start again: what is finished is stored")
             yield cell, future.exception() or future.result()
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,8 @@ from sapcore.results import Cell
 pytest.importorskip("distributed", reason="Dask is an extra: pip install -e '.[cluster]'")
 
 FIGURES = ("fig1b", "fig1c", "fig2a")
+Cluster = tuple[str, list[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
+"""A scheduler's address, its workers, and itself."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -47,7 +50,7 @@ def wait_for(pattern: str, log: Path, process: subprocess.Popen[bytes]) -> str:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A scheduler and two workers as separate processes on loopback."""
     log = tmp_path / "scheduler.log"
     scheduler = start(["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"], log)
@@ -59,7 +62,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
             processes.append(start([*worker, "--local-directory", str(tmp_path)], tmp_path / f"worker{number}.log"))
         for number in range(2):
             wait_for("Starting established connection", tmp_path / f"worker{number}.log", processes[1 + number])
-        yield address, processes[1:]
+        yield address, processes[1:], scheduler
     finally:
         for process in reversed(processes):
             process.kill()
@@ -82,10 +85,10 @@ def numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_a_cluster_computes_what_a_serial_run_does_bit_for_bit_although_a_worker_is_killed(
-    cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL as soon as the first cells are on disk; each process has one thread."""
-    address, workers = cluster
+    address, workers, _ = cluster
     serial = in_a_process_of_one_thread(tmp_path / "serial")
     assert serial.wait(timeout=300) == 0, (tmp_path / "serial" / "log").read_text()
 
@@ -115,6 +118,24 @@ def test_local_workers_compute_every_cell(store: Path) -> None:
     assert {results.state(cell)[0] for cell in few} == {"present"}
     provenance = [results.read(cell)["provenance"] for cell in few]  # type: ignore[index]
     assert all(origin["device"] and origin["seconds"] >= 0 for origin in provenance)
+    assert runner.run(few, device="cpu", progress=False, workers=2) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_dies_is_one_sentence_and_what_is_finished_is_kept(
+    cluster: Cluster, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _, scheduler = cluster
+    write = results.write
+
+    def kill(*arguments: Any) -> None:
+        write(*arguments)
+        scheduler.kill()
+
+    monkeypatch.setattr(results, "write", kill)
+    with pytest.raises(SapcoreError, match=r"^the Dask scheduler was lost; start again: what is finished is stored$"):
+        runner.run(wanted(), device="cpu", progress=False, scheduler=address)
+    assert 1 <= len(list(store.rglob("*.json"))) < len(wanted())
 
 
 def test_a_scheduler_that_does_not_answer_is_one_sentence(store: Path) -> None:
