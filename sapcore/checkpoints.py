@@ -27,13 +27,29 @@ def names() -> list[str]:
 
 
 def save(model: nn.Module, name: str, card: dict[str, Any]) -> Path:
-    """Write `NAME.safetensors` and, after it, its card `NAME.json` with the file's sha256."""
+    """Write `NAME.safetensors` and, after it, its card `NAME.json` with the file's sha256.
+
+    Raises `SapcoreError` if they cannot be written.
+    """
     content = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
     path = CHECKPOINTS / f"{name}.safetensors"
-    write_atomically(path, content)
     full_card = {"name": name, "sha256": hashlib.sha256(content).hexdigest(), **card}
-    write_atomically(path.with_suffix(".json"), (json.dumps(full_card, indent=2) + "\n").encode())
+    with writing(path):
+        write_atomically(path, content)
+        write_atomically(path.with_suffix(".json"), (json.dumps(full_card, indent=2) + "\n").encode())
     return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises `SapcoreError` where a training's file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise SapcoreError(
+            f"{path} cannot be written ({error.strerror or error}); make room and start again: the training goes on "
+            "from the last state that was saved"
+        ) from None
 
 
 def card(name: str) -> dict[str, Any]:
@@ -110,7 +126,8 @@ def read_state(path: Path, recipe: Any, folder: Path | None = None) -> tuple[dic
 @contextlib.contextmanager
 def alone(name: str, folder: Path) -> Iterator[None]:
     """Hold what a training leaves in `folder`; raises `SapcoreError` while another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / f"{name}.lock", timeout=0):
             yield

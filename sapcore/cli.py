@@ -106,7 +106,7 @@ def _train(parsed: argparse.Namespace) -> int:
     if name not in recipes:
         raise SapcoreError(f"no recipe is named {name!r}; there are {', '.join(recipes)}")
     provenance.device(parsed.device)
-    begun = any(path.exists() for path in (STATE / f"{name}.safetensors", STATE / name))
+    begun = any(path.exists() for path in (STATE / f"{name}.safetensors", STATE / name / "state.safetensors"))
     if checkpoints.is_by(name, recipes[name]) and not begun and not parsed.again:
         print(f"{name} is trained by this recipe already; --again trains it anew")
         return 0
@@ -134,6 +134,11 @@ def _film(parsed: argparse.Namespace) -> int:
         raise SapcoreError(f"a film is a GIF, but --out is {parsed.out}: its name must end in .gif")
     if not parsed.out and (parsed.eps, parsed.steps, parsed.seed) != BOOKS_FILM:
         raise SapcoreError("a film of other eps, steps or seed is not the book's: say with --out where it is to go")
+    path = parsed.out or ROOT / "book" / "_static" / f"{parsed.game}.gif"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of play, not after
+    except OSError as error:
+        raise SapcoreError(f"{path.parent} cannot be made ({error.strerror or error}); name another --out") from None
     agent = checkpoints.load(f"double-dqn-{parsed.game}")
     noisy = with_sap(agent, experiments.SAP_100.level or 0)
     plays = {
@@ -143,7 +148,6 @@ def _film(parsed: argparse.Namespace) -> int:
             (f"SAP-100, attacked, λ = {parsed.eps:g}", noisy, parsed.eps),
         )
     }  # fmt: skip
-    path = parsed.out or ROOT / "book" / "_static" / f"{parsed.game}.gif"
     figures.film(plays, path)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
@@ -272,6 +276,8 @@ def _figures(parsed: argparse.Namespace) -> Sequence[str]:
     others = set(experiments.FIGURES) - {"table1"}  # an unknown figure has a sentence of its own
     if parsed.figures and others >= set(parsed.figures) and (parsed.game, parsed.episodes) != (None, None):
         raise SapcoreError(f"--game and --episodes are of table1, but only {', '.join(parsed.figures)} are asked for")
+    if parsed.figures == ["table1"] and (parsed.examples, parsed.dataset) != (None, "cifar10"):
+        raise SapcoreError("--examples and --dataset are of figures on images, but only table1, on games, is asked for")
     return parsed.figures or list(experiments.FIGURES)
 
 

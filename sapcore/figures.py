@@ -1,6 +1,7 @@
 """One drawing function per figure, and the table, the line and the link that stand beneath each."""
 
 import base64
+import io
 from collections.abc import Collection
 from html import escape
 from pathlib import Path
@@ -20,8 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sapcore.claims import DIRECTION, FAILS, HOLDS, OPEN, PLACES, VERDICTS
+from sapcore.errors import SapcoreError
 from sapcore.evaluation import difference
 from sapcore.experiments import EPS_UNBOUNDED, READINGS
+from sapcore.paths import write_atomically
 from sapcore.provenance import machine
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
@@ -57,7 +60,7 @@ def fig2(frame: pd.DataFrame, title: str) -> Figure:
 def equally_accurate(frame: pd.DataFrame, sap: pd.DataFrame) -> Markdown:
     """SAP-100 (from Fig. 1b) beside the rate of dropout that comes nearest to its accuracy without an attack."""
     sap = sap[sap["series"] == "SAP-100"]
-    clean, rates = (part[part["eps"] == 0] for part in (sap, frame[frame["noisy"]]))
+    clean, rates = (part[part["eps"] == 0] for part in (sap, frame[frame["noisy"].astype(bool)]))
     if clean.empty or rates.empty:
         return Markdown("*The accuracies without an attack are not shown here.*")
     nearest = rates.loc[(rates["accuracy"] - clean["accuracy"].item()).abs().idxmin(), "series"]
@@ -78,7 +81,7 @@ def fig4(frame: pd.DataFrame) -> Figure:
     _style()
     grid = sorted(frame["eps"].unique())
     columns = max(1, min(len(grid), 4))
-    bands = -(-len(grid) // columns)
+    bands = max(1, -(-len(grid) // columns))
     figure, axes = plt.subplots(
         2 * bands, columns, figsize=(2.6 * columns + 0.6, 4.2 * bands), height_ratios=[3, 1] * bands, squeeze=False,
         sharex=True, layout="constrained",
@@ -485,7 +488,10 @@ def attacked_play(moments: list[Moment], actions: list[str]) -> Figure:
 
 
 def film(plays: dict[str, list[Moment]], path: Path, scale: int = 2, milliseconds: int = 66) -> None:
-    """A GIF of what several players see, side by side, under their names; as long as the shortest."""
+    """A GIF of what several players see, side by side, under their names; as long as the shortest.
+
+    Written whole or not at all; raises `SapcoreError` if it cannot be.
+    """
     side = plays[next(iter(plays))][0].shown.shape[-1] * scale
     font = ImageFont.truetype(findfont("DejaVu Sans"), 10)  # matplotlib's own; Pillow's has no λ
     pages = []
@@ -496,8 +502,12 @@ def film(plays: dict[str, list[Moment]], path: Path, scale: int = 2, millisecond
             page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (i * (side + 4), 14))
             ImageDraw.Draw(page).text((i * (side + 4) + 2, 1), name, fill=0, font=font)
         pages.append(page)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, optimize=True)
+    content = io.BytesIO()
+    pages[0].save(content, "GIF", save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, optimize=True)
+    try:
+        write_atomically(path, content.getvalue())
+    except OSError as error:
+        raise SapcoreError(f"{path} cannot be written ({error.strerror or error}); name another file") from None
 
 
 def benchmark_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -640,15 +650,17 @@ def readings(frame: pd.DataFrame) -> Figure:
     lengths = [part for _, part in frame.groupby(frame["series"].map(_is_short))]
     columns = list(frame["panel"].unique())
     _style()
-    size = 4 * len(columns), 1.4 + 3.4 * len(lengths)
-    figure, axes = plt.subplots(len(lengths), len(columns), figsize=size, squeeze=False, layout="constrained")
+    size = 4 * max(1, len(columns)), 1.4 + 3.4 * max(1, len(lengths))
+    figure, axes = plt.subplots(
+        max(1, len(lengths)), max(1, len(columns)), figsize=size, squeeze=False, layout="constrained"
+    )
     names = list(dict.fromkeys(map(_without_length, _in_order(frame))))
-    colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))]
+    colours = ["black", *sns.color_palette("colorblind", max(0, len(names) - 1))][: len(names)]
     styles = {
         name: {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
         for name, colour, marker in zip(names, colours, "osv^DPhX<>*"[: len(names)], strict=True)
     }
-    for row, part in zip(axes, lengths, strict=True):
+    for row, part in zip(axes, lengths, strict=False):  # of none one empty panel
         short = _is_short(part["series"].iloc[0])
         shown = part.assign(series=part["series"].map(_without_length))
         for place, panel in zip(row, columns, strict=True):

@@ -1,5 +1,6 @@
 """The store: one JSON file per cell under `data/results/`, keyed by its whole spec, with its provenance."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -276,7 +277,11 @@ def benchmarks(name: str, dataset: str = "cifar10") -> list[dict[str, Any]]:
     """
     path = ROOT / "data" / "benchmarks" / f"{name}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    rows = [row for row in map(json.loads, lines) if row["dataset"] == dataset]
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, where a benchmark was cut off
+            row = json.loads(line)
+            rows += [row] if row["dataset"] == dataset else []
     if not rows:
         raise SapcoreError(
             f"data/benchmarks/{path.name} has no row of {dataset}; "

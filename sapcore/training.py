@@ -198,7 +198,8 @@ class _Run:
             if parameter in self.optimizer.state:
                 tensors[f"momentum.{key}"] = self.optimizer.state[parameter]["momentum_buffer"].cpu().contiguous()
         state = {"epoch": self.epoch, "history": self.history, "origins": self.origins}
-        checkpoints.write_state(self.path, tensors, self.recipe, state)
+        with checkpoints.writing(self.path):
+            checkpoints.write_state(self.path, tensors, self.recipe, state)
 
     def train_one_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()

@@ -77,6 +77,9 @@ def test_one_row_per_device_is_read_the_newest(tmp_path: Path, monkeypatch: pyte
     (folder / "sampling.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [row["number"] for row in results.benchmarks("sampling")] == [2, 1, 5], "one name, other instructions"
     assert [row["number"] for row in results.benchmarks("sampling", "digits")] == [3]
+    with (folder / "sampling.jsonl").open("a") as file:
+        file.write(json.dumps(rows[-1])[:20])  # a benchmark was killed while it wrote
+    assert [row["number"] for row in results.benchmarks("sampling")] == [2, 1, 5]
 
 
 def test_the_figures_of_a_benchmark_can_be_drawn() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sapcore import checkpoints
 from sapcore.checkpoints import CheckpointError
+from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20, initialize
 from sapcore.rl import double_dqn
 from sapcore.rl.environments import Rules
@@ -183,7 +184,7 @@ def test_a_crash_while_saving_leaves_the_old_weights(
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", crash)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(SapcoreError, match=r"cannot be written \(no space left on device\); make room and start again"):
         checkpoints.save(ResNet20(), NAME, {})
     monkeypatch.undo()
     monkeypatch.setattr(checkpoints, "CHECKPOINTS", folder)

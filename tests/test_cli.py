@@ -64,10 +64,19 @@ SENSELESS: list[tuple[Sequence[str], str]] = [
     (["film", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
     (["film", "Bowling", "--steps", "3"], "a film of other eps, steps or seed is not the book's: say with --out where"),
     (["film", "Bowling", "--steps", "0"], "steps is 0, but must be a whole number of 1 or more"),
+    (["film", "Bowling", "--out", "/dev/null/film.gif"], "/dev/null cannot be made (File exists); name another --out"),
     (["film", "Bowling", "--out", "film.mp4"], "a film is a GIF, but --out is film.mp4: its name must end in .gif"),
     (
         ["show", "fig1b", "fig3", "--game", "Bowling"],
         "--game and --episodes are of table1, but only fig1b, fig3 are asked",
+    ),
+    (
+        ["run", "table1", "--examples", "5"],
+        "--examples and --dataset are of figures on images, but only table1, on games",
+    ),
+    (
+        ["show", "table1", "--dataset", "digits"],
+        "--examples and --dataset are of figures on images, but only table1, on",
     ),
     (["show", "fig9", "--game", "Bowling"], "no figure is named 'fig9'; there are "),
     (["run", "table1", "--game", "Pong"], "game is 'Pong', but must be one of Assault, Asterix, "),
@@ -306,6 +315,22 @@ def test_train_leaves_what_is_trained_unless_its_recipe_has_changed_or_a_trainin
     monkeypatch.setitem(training.RECIPES, "resnet20-digits", dataclasses.replace(noted, momentum=0.8))
     assert call("train", "resnet20-digits") == 0
     assert asked == 2 * ["resnet20-digits"]
+
+
+def test_what_is_left_of_a_finished_training_of_an_agent_does_not_start_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(double_dqn, "train", lambda name, device: asked.append(name))
+    monkeypatch.setattr(cli, "STATE", tmp_path)
+    (tmp_path / "double-dqn-Assault").mkdir()
+    (tmp_path / "double-dqn-Assault" / "frames.npy").touch()
+    assert call("train", "double-dqn-Assault") == 0
+    assert capsys.readouterr().out == "double-dqn-Assault is trained by this recipe already; --again trains it anew\n"
+    assert asked == []
+    (tmp_path / "double-dqn-Assault" / "state.safetensors").touch()
+    assert call("train", "double-dqn-Assault") == 0
+    assert asked == ["double-dqn-Assault"]
 
 
 def test_the_installed_command_ends_with_exit_code_2_and_no_traceback() -> None:

@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from PIL import Image
 
-from sapcore import checkpoints, claims, figures
-from sapcore.experiments import READINGS, settings
+from sapcore import checkpoints, claims, experiments, figures
+from sapcore.experiments import READINGS, Settings, settings
 from sapcore.published import PUBLISHED, TABLE_1
 from sapcore.rl.environments import GAMES
 from sapcore.rl.playing import Moment
@@ -374,12 +374,25 @@ def test_a_curve_with_a_gap_is_drawn_at_the_right_places() -> None:
     assert "–" in figures.accuracy_table(frame).data
 
 
+def nothing_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """As `experiments.stored` makes it of an empty store."""
+    nothing = frame.iloc[:0].astype(object)
+    nothing.attrs = frame.attrs
+    return nothing
+
+
 def test_a_figure_without_any_number_is_drawn_without_a_warning() -> None:
     frame = make().iloc[:0]
     frame.attrs = make(missing=("dense none",)).attrs
     assert isinstance(figures.fig1b(frame), Figure)
     for text in (figures.accuracy_table(frame), figures.published_table(frame), figures.origin(frame)):
         assert text.data
+
+
+def test_nothing_stored_is_drawn_all_the_same() -> None:
+    for name, draw in {"readings": figures.readings, "fig2a": lambda f: figures.equally_accurate(f, f)}.items():
+        assert draw(nothing_of(experiments.stored(name, Settings()))) is not None
+    assert isinstance(figures.fig4(nothing_of(experiments.stored_calibrations(Settings()))), Figure)
 
 
 def test_pictures_have_a_column_per_image_and_a_caption_per_row() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from sapcore import attacks, checkpoints, data, training
 from sapcore.baselines import ActivationNoise
 from sapcore.errors import SapcoreError
 from sapcore.models import ResNet20
+from sapcore.paths import ROOT
 from sapcore.randomness import NoisyModel
+from sapcore.rl import double_dqn
 from sapcore.training import RECIPES, Recipe, _Run, train
 
 RECIPE = Recipe("digits", schedule=((3, 0.1), (1, 0.01)), batch_size=32, pad=2, seed=5)
@@ -318,6 +321,15 @@ def test_adversarial_training_goes_on_to_the_same_weights(few: Path) -> None:
         _Run("small", ADV, torch.device("cpu"), few / "state").train_one_epoch()
     train("small", ADV, "cpu", few / "state", progress=False)
     assert_same(weights(few), whole)
+
+
+def test_the_readmes_commands_train_everything() -> None:
+    readme = (ROOT / "README.md").read_text()
+    asked = re.findall(r"^sapcore train ([\w-]+) ", readme, re.M)
+    for names, trained in re.findall(r"^for \w+ in ([^;]+); do sapcore train ([\w$-]+); done$", readme, re.M):
+        asked += [re.sub(r"\$\w+", name, trained) for name in names.split()]
+    whole = {*RECIPES, *double_dqn.RECIPES}
+    assert sorted(asked) == sorted(name for name in whole if not name.startswith("resnet20-digits"))
 
 
 def test_the_schedule_ends() -> None:

@@ -269,13 +269,8 @@ class _Run:
         """Wait for the last save; raises `SapcoreError` if it failed."""
         if self._saving is None:
             return
-        try:
+        with checkpoints.writing(self.path):
             self._saving.result()
-        except OSError as error:
-            raise SapcoreError(
-                f"{self.path} cannot be written ({error.strerror or error}); make room and start again: the training "
-                "goes on from the last state that was saved"
-            ) from None
 
     def _resumed(self) -> Replay:
         """Take over what is saved; its replay."""
@@ -309,5 +304,6 @@ class _Run:
         }
         checkpoints.save(agent, self.name, card)
         self.env.close()
+        self.path.unlink(missing_ok=True)  # first: without it the rest is no training that could go on
         shutil.rmtree(self.folder, ignore_errors=True)
         return checkpoints.load(self.name)
