@@ -656,6 +656,15 @@ def test_all_attacks_are_tried_where_none_is_missing(monkeypatch: pytest.MonkeyP
     assert Numbers().all_tried(("dense",), (1, 2, 4))
 
 
+@pytest.mark.parametrize("n", [1000, 10_000])
+def test_exactly_five_points_are_five_points(n: int) -> None:
+    """In floats 0.051 - 0.001 is less than 0.05."""
+    for k in range(0, n - n // 20, 7):
+        a, b = ({"accuracy": c / n, "low": c / n, "high": c / n} for c in (k + n // 20, k))
+        assert claims._clear_by_five(pd.Series(a), pd.Series(b))
+        assert not claims._clear_by_five(pd.Series(a), pd.Series(b | {"accuracy": (k + 1) / n}))
+
+
 @pytest.mark.parametrize(
     ("name", "given", "verdict"),
     [
@@ -669,6 +678,7 @@ def test_all_attacks_are_tried_where_none_is_missing(monkeypatch: pytest.MonkeyP
         ("robust with ADV", {("dense", "PGD, margin"): 0.1}, FAILS),
         ("broken at 0.031", {(THEIRS, SINGLE): 0.0}, HOLDS),
         ("broken at 0.031", {(THEIRS, SINGLE): 0.09}, DIRECTION),
+        ("broken at 0.031", {(THEIRS, SINGLE): 0.2, (THEIRS, CONSTANT): 0.0}, FAILS),
         ("broken at 0.031", {(THEIRS, SINGLE): 0.2, (THEIRS, "BPDA, identity"): 0.0}, FAILS),
         ("that attack, SAP as published", {(THEIRS, SINGLE): 0.3}, HOLDS),
         ("that attack, SAP as published", {(THEIRS, SINGLE): 0.1, (OURS, SINGLE): 0.2}, DIRECTION),
