@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from sapcore import noise_cpu
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, is_number
 from sapcore.randomness import Begun, Noise, NoisyModel, normal, per_example, split_seed, words
 from sapcore.sap.layer import ModuleTypes, put_after, sap
 from sapcore.sap.reference import draws, from_units, to_units
@@ -33,7 +33,7 @@ def with_dropout(
     `after`: other types of modules that it follows, as in `with_sap`.
     Raises `SapcoreError` unless 0 <= rate < 1.
     """
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+    if not is_number(rate) or not 0 <= rate < 1:
         raise SapcoreError(f"rate is {rate!r}, but must be a number from 0 to below 1")
     return _noisy_activations(model, "dropout", rate, backend, after)
 
@@ -89,7 +89,7 @@ def with_dwp(model: nn.Module, percent: float) -> nn.Module:
     By magnitude, round(percent/100 n) of n, and of equal ones the first.
     Raises `SapcoreError` unless 0 <= percent <= 100.
     """
-    if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
+    if not is_number(percent) or not 0 <= percent <= 100:
         raise SapcoreError(f"percent is {percent!r}, but must be a number from 0 to 100")
     pruned = copy.deepcopy(model)
     for _, weight in _weights(pruned):
@@ -116,7 +116,7 @@ BASELINES: dict[str, Callable[[nn.Module, float], nn.Module]] = {
 
 
 def _check_std(std: float) -> float:
-    if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
+    if not is_number(std) or not 0 <= std < math.inf:
         raise SapcoreError(f"std is {std!r}, but must be a number of 0 or more")
     return float(std)
 

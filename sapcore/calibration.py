@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from sapcore.errors import SapcoreError, check_count
-from sapcore.evaluation import check_labels
+from sapcore.evaluation import check_labels, check_outputs
 
 BINS = 15
 RESAMPLES = 999
@@ -42,7 +42,10 @@ def calibration(probabilities: Tensor, labels: Tensor, bins: int = BINS, seed: i
     if not len(labels):
         raise SapcoreError("there is no image to measure calibration on")
     check_count("bins", bins)
-    labels = check_labels(labels, *probabilities.shape)
+    labels = check_labels(labels, *check_outputs(probabilities))
+    total = probabilities.double().sum(1)
+    if float(probabilities.min()) < 0 or float((total - 1).abs().max()) > 0.01:
+        raise SapcoreError("probabilities must be 0 or more and sum to 1 for each image; logits want a softmax first")
     confidence, predicted = (t.numpy() for t in probabilities.double().cpu().max(1))
     correct = predicted == labels.cpu().numpy()
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)

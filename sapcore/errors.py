@@ -1,5 +1,7 @@
 """One error class for what a user can mend: its message says what was wrong and what is allowed."""
 
+import numbers
+
 import torch
 
 
@@ -17,7 +19,18 @@ def check_tensor(name: str, given: object) -> None:
         raise SapcoreError(f"{name} is a {type(given).__name__}, but must be a torch.Tensor; torch.as_tensor makes one")
 
 
+def check_module(given: object) -> None:
+    """Raise `SapcoreError` unless it is a network."""
+    if not isinstance(given, torch.nn.Module):
+        raise SapcoreError(f"the network is a {type(given).__name__}, but must be a torch.nn.Module")
+
+
+def is_number(given: object) -> bool:
+    """Whether it is a real number, numpy's among them; a truth value is none."""
+    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+
+
 def check_count(name: str, number: object) -> None:
     """Raise `SapcoreError` unless it is a whole number of 1 or more."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < 1:
         raise SapcoreError(f"{name} is {number!r}, but must be a whole number of 1 or more")

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from sapcore.bfloat16 import autocast
-from sapcore.errors import SapcoreError, check_count, check_tensor
+from sapcore.errors import SapcoreError, check_count, check_module, check_tensor
 from sapcore.randomness import Begun, NoisyModel, per_example
 from sapcore.splitting import has_hooks
 
@@ -38,13 +38,14 @@ class Accuracy:
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> Accuracy:
-    """Accuracy of argmax predictions. probabilities: (N, classes); labels: int64 (N,).
+    """Accuracy of argmax predictions. probabilities: (N, classes), or logits; labels: int64 (N,).
 
-    Raises `SapcoreError` for no image, and for labels that are not one class per image.
+    Raises `SapcoreError` for no image, for nan or inf, and for labels that are not one class per image.
     """
+    check_tensor("probabilities", probabilities)
     if not len(probabilities):
         raise SapcoreError("there is no image to measure accuracy on")
-    labels = check_labels(labels, *probabilities.shape)
+    labels = check_labels(labels, *check_outputs(probabilities))
     correct = int((probabilities.argmax(1).cpu() == labels.cpu()).sum())
     interval = binomtest(correct, len(labels)).proportion_ci(0.95, method="wilson")
     return Accuracy(correct, len(labels), float(interval.low), float(interval.high))
@@ -70,7 +71,7 @@ def predict(
 ) -> Tensor:
     """Mean softmax over `passes` fresh noisy passes, float64 (N, classes).
 
-    x: (N, 3, 32, 32), uint8 or float in 0-255; ids: int64 (N,), names of the examples, default 0..N-1.
+    x: (N, 3, 32, 32), uint8 or float in 0-255; ids: int64 (N,), names of the examples, modulo 2**32, default 0..N-1.
     A deterministic network is run once. At most `batch_size` rows are in memory at a time, by default as many as
     `rows_at_once` finds; the result does not depend on it but for float rounding. Raises `SapcoreError` for a network
     in training mode, and where its output is nan or inf.
@@ -263,12 +264,23 @@ def check_labels(labels: Tensor, images: int, classes: int | None = None) -> Ten
     return labels.long()
 
 
+def check_outputs(outputs: Tensor) -> tuple[int, int]:
+    """Images and classes of a network's outputs; raises `SapcoreError` unless they are finite numbers (N, classes)."""
+    check_tensor("probabilities", outputs)
+    if outputs.dim() != 2:
+        raise SapcoreError(f"probabilities are of shape {tuple(outputs.shape)}, but must be (N, classes)")
+    if not bool(outputs.isfinite().all()):
+        raise SapcoreError("probabilities hold nan or inf, but must be finite numbers")
+    return outputs.shape[0], outputs.shape[1]
+
+
 def check_network(model: nn.Module) -> None:
     """Stop if numbers of this network would mean something else.
 
     That is so if BatchNorm or Dropout behave as in training, if it is not of float32, or if a noisy network is inside
     another module, which would call it for the same pass again and again.
     """
+    check_module(model)
     if any(module.training for module in model.modules()):
         raise SapcoreError("the network is in training mode; call model.eval() first (SAP's noise stays on)")
     if any(isinstance(module, NoisyModel) for module in model.modules() if module is not model):

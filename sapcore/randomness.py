@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import math
+import numbers
 import operator
 import threading
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sapcore.errors import SapcoreError, check_count, check_tensor
+from sapcore.errors import SapcoreError, check_count, check_module, check_tensor
 from sapcore.splitting import has_hooks, split
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -50,9 +51,10 @@ def _multiply(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 
 def split_seed(seed: int) -> tuple[int, int]:
     """The two key words of a seed in 0..2**64-1."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+    given: object = seed  # numpy's whole numbers are no int by their types
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or not 0 <= seed < 2**64:
         raise SapcoreError(f"seed is {seed!r}, but must be a whole number from 0 to 2**64 - 1")
-    return seed & LOW, seed >> 32
+    return int(seed) & LOW, int(seed) >> 32
 
 
 def stream(seed: int, name: str) -> int:
@@ -142,7 +144,8 @@ class Begun:
 
 
 def check_plain(model: nn.Module) -> None:
-    """Raises `SapcoreError` for a network that is noisy already."""
+    """Raises `SapcoreError` for what is no network, and for one that is noisy already."""
+    check_module(model)
     if any(isinstance(module, NoisyModel) for module in model.modules()):
         raise SapcoreError("the network is noisy already, and only one kind of noise goes into a network")
 
@@ -167,7 +170,8 @@ class NoisyModel(nn.Module):
         """One noisy pass per row.
 
         x: (N, ...), or what `begin` made of it; ids: int64 (N,) names the examples, default 0..N-1; passes: the
-        number of the pass, one for all rows or int64 (N,). Calling again with the same arguments gives the same output.
+        number of the pass, one for all rows or int64 (N,). Both count modulo 2**32. Calling again with the same
+        arguments gives the same output.
         Raises `SapcoreError` if no noisy layer is reached.
         """
         split_seed(seed)
@@ -271,7 +275,14 @@ def with_noisy_statistics(noisy: nn.Module, images: Tensor, seed: int = 0, batch
     device = next(copied.buffers()).device
     batches = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))
     for number, chosen in enumerate(batches):
-        copied(images[chosen].to(device).float(), stream(seed, "statistics"), chosen, number)
+        try:
+            copied(images[chosen].to(device).float(), stream(seed, "statistics"), chosen, number)
+        except ValueError as error:  # of torch, where a map is one number to a channel
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise SapcoreError(
+                f"a batch of {len(chosen)} gives this network's BatchNorm no variance; take more, or larger batches"
+            ) from None
     for norm, training, momentum in were:
         norm.train(training)
         norm.momentum = momentum

@@ -1,5 +1,8 @@
 """Reliability bins and the expected calibration error, against torchmetrics and against cases with known answers."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from sapcore.calibration import BINS, calibration
 from sapcore.errors import SapcoreError
+from sapcore.evaluation import accuracy
 
 
 def predictions(n: int, skill: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -69,6 +73,28 @@ def test_the_interval_holds_the_error_of_the_population_as_often_as_it_says(skil
 def test_without_an_image_there_is_one_sentence() -> None:
     with pytest.raises(SapcoreError, match="there is no image"):
         calibration(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (
+            torch.tensor([[3.0, -1.0], [0.2, 0.8]]),
+            "probabilities must be 0 or more and sum to 1 for each image; logits",
+        ),
+        (torch.tensor([[0.9, 0.9], [0.2, 0.8]]), "probabilities must be 0 or more and sum to 1 for each image; "),
+        (torch.tensor([[math.nan, 0.5], [0.2, 0.8]]), "probabilities hold nan or inf, but must be finite numbers"),
+        (torch.tensor([0.5, 0.5]), r"probabilities are of shape \(2,\), but must be \(N, classes\)"),
+        ([[0.5, 0.5], [0.2, 0.8]], "probabilities is a list, but must be a torch.Tensor"),
+    ],
+)
+def test_what_is_no_probability_is_refused(outputs: Any, message: str) -> None:
+    labels = torch.tensor([0, 1])
+    with pytest.raises(SapcoreError, match=message):
+        calibration(outputs, labels)
+    if "sum to 1" not in message:  # logits have an accuracy
+        with pytest.raises(SapcoreError, match=message):
+            accuracy(outputs, labels)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

@@ -117,6 +117,12 @@ def test_images_that_are_no_tensor_and_labels_of_no_class_are_refused() -> None:
     x = torch.zeros(2, 3, 2, 2)
     with pytest.raises(SapcoreError, match=r"^x is a ndarray, but must be a torch.Tensor; torch.as_tensor makes one$"):
         predict(rectified(), x.numpy())  # type: ignore[arg-type]
+    calls: tuple[Callable[[Any], object], ...] = (
+        lambda f: predict(f, x), lambda f: attacks.fgsm(f, x, torch.tensor([0, 1]), 4), with_sap,
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises(SapcoreError, match=r"^the network is a function, but must be a torch.nn.Module$"):
+            call(lambda x: x)
     with pytest.raises(SapcoreError, match=r"^labels go from 1 to 3, but must be from 0 to 2$"):
         evaluation.predict_and_count(rectified(), x, torch.tensor([1, 3]))
 

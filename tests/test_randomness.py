@@ -333,6 +333,9 @@ def test_noisy_statistics_want_a_noisy_network_images_and_a_norm_that_keeps_some
         with_noisy_statistics(noisy, torch.ones(3, 4), batch_size=0)
     with pytest.raises(SapcoreError, match="there is no image to take the statistics of, but one or more are needed"):
         with_noisy_statistics(noisy, torch.ones(0, 4))
+    for few, most in ((torch.ones(1, 4), 500), (torch.ones(3, 4), 1), (torch.ones(3, 4), 2)):
+        with pytest.raises(SapcoreError, match="a batch of 1 gives this network's BatchNorm no variance; take more"):
+            with_noisy_statistics(noisy, few, batch_size=most)
     for last in (nn.Linear(5, 5), nn.BatchNorm1d(5, track_running_stats=False)):
         noisy = with_sap(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), last))
         with pytest.raises(SapcoreError, match="the network has no BatchNorm with running statistics"):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sapcore.attacks.gradient import estimator as estimator_named
 from sapcore.attacks.gradient import furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
-from sapcore.errors import SapcoreError, check_count
+from sapcore.errors import SapcoreError, check_count, is_number
 from sapcore.evaluation import as_pixels, count_passes, predict
 from sapcore.randomness import NoisyModel, per_example, stream, words
 
@@ -46,7 +46,7 @@ def iterative(
     if restarts > 1 and not (random_start or isinstance(model, NoisyModel)):
         raise SapcoreError("restarts of a deterministic network are all the same without random_start")
     check_count("steps", steps)
-    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
+    if not is_number(step) or not 0 < step < math.inf:
         raise SapcoreError(f"step is {step!r}, but must be a positive number, in pixel units")
     if stop_at_success and isinstance(model, NoisyModel):
         raise SapcoreError("stop_at_success is for deterministic networks: one pass of a noisy one proves nothing")

@@ -45,7 +45,7 @@ def autoattack(
             found += [most, wrong]
         return found
 
-    return _by_torchattacks("AutoAttack", tries, model, x, y, eps, seed, count, 1, batch_size, precision)
+    return _by_torchattacks("AutoAttack", tries, model, x, y, eps, seed, count, 1, batch_size, precision, classes=3)
 
 
 def square(
@@ -74,11 +74,12 @@ Tries = Callable[[Any, nn.Module, Tensor, Tensor], list[Tensor]]
 
 def _by_torchattacks(
     name: str, tries: Tries, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, passes: int, asked_for: int,
-    batch_size: int, precision: str,
+    batch_size: int, precision: str, classes: int = 2,
 ) -> Tensor:  # fmt: skip
     """The best, by `passes` passes, of `tries(torchattacks, network, x, y)` with x in 0-1.
 
-    The network answers each call with the mean of `asked_for` passes, if these are several, and else with one.
+    The network, of so many `classes` or more, answers each call with the mean of `asked_for` passes, if these are
+    several, and else with one.
     """
     try:
         import torchattacks
@@ -92,7 +93,7 @@ def _by_torchattacks(
     asked = _Asked(model, stream(seed, f"attack by {name}"), asked_for, batch_size, precision)
 
     def attack(x: Tensor, y: Tensor, ids: Tensor, rows: int) -> Tensor:
-        asked.labels = y
+        asked.labels, asked.least_classes = y, classes
         with _generators_of_its_own(seed % 2**32):
             found = [project(255 * found.detach(), x, eps) for found in tries(torchattacks, asked, x / 255, y)]
         return furthest_wrong(model, found, y, ids, passes, stream(seed, "choice"), rows, precision)
@@ -117,12 +118,17 @@ class _Asked(nn.Module):
         self.batch_size, self.precision = batch_size, precision
         self.calls = 0
         self.labels: Tensor | None = None
+        self.least_classes = 2
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self._answer(x)
         if self.labels is not None:
             check_labels(self.labels, len(self.labels), logits.shape[-1])
+            if logits.shape[-1] < self.least_classes:
+                raise SapcoreError(
+                    f"the network has {logits.shape[-1]} classes, but must have {self.least_classes} or more"
+                )
             self.labels = None  # once is enough
         return logits
 

@@ -1,7 +1,6 @@
 """What every attack shares: checks of its arguments, batches, and the projection onto what is allowed."""
 
 import math
-import numbers
 import sys
 import warnings
 from collections.abc import Callable
@@ -9,14 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sapcore.errors import SapcoreError, check_tensor
+from sapcore.errors import SapcoreError, check_tensor, is_number
 from sapcore.evaluation import as_pixels, batches, check_labels, check_network, device_of, rows_at_once
 
 
 def check_eps(eps: float) -> float:
     """eps in pixel units: a finite number of 0 or more."""
-    given: object = eps  # numpy's numbers are no floats by their types, but numbers they are
-    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 <= eps < math.inf:
+    if not is_number(eps) or not 0 <= eps < math.inf:
         raise SapcoreError(f"eps is {eps!r}, but must be a number of 0 or more, in pixel units (0-255), such as 4")
     return float(eps)
 

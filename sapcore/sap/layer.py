@@ -41,7 +41,7 @@ def sap(
     that the mean of the output is h. A map of zeros stays zero, as does one from which r = 0 units are drawn.
 
     h: float (N, ...) -> the same shape (channels_last if 4-D). The mask is a function of
-    (seed, ids, passes, layer, unit): ids, int64 (N,), names the examples, default 0..N-1; passes, int or
+    (seed, ids, passes, layer, unit): ids, int64 (N,), modulo 2**32, names the examples, default 0..N-1; passes, int or
     int64 (N,), numbers the Monte Carlo sample; layer numbers the map within a network. With
     `return_mask` the result is (output, mask), mask bool and shaped as h.
     The gradient takes mask and scale as constants, as the authors' code does.

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, is_number
 from sapcore.randomness import LOW, philox, split_seed, words
 
 MARGIN = 1.0
@@ -31,7 +31,7 @@ FIRST_ARRIVALS, REPEATS, MISSING = 0, 1, 2
 
 def draws(percent: float, size: int) -> int:
     """r = int(percent / 100 * a), the number of draws from a map of a units (Sec. 4.1)."""
-    if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 < percent < math.inf:
+    if not is_number(percent) or not 0 < percent < math.inf:
         raise SapcoreError(f"percent is {percent!r}, but must be a positive number, as in SAP-100")
     r = percent * size / 100
     if r >= MOST_DRAWS + 1:

@@ -60,6 +60,14 @@ def test_every_gradient_is_of_a_pass_of_its_own_and_the_choice_of_others(noisy: 
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_autoattack_wants_three_classes() -> None:
+    two = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)).eval()
+    x, y = torch.full((2, 3, 8, 8), 100.0), torch.tensor([0, 1])
+    with pytest.raises(SapcoreError, match="the network has 2 classes, but must have 3 or more"):
+        library.autoattack(two, x, y, 4, 2, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_image_that_a_single_pass_gets_wrong_is_attacked_all_the_same(digits: Images) -> None:
     """torchattacks gives it back clean, and with fresh passes it may be right again."""
     wild = with_sap(checkpoints.load("resnet20-digits"), 5)

@@ -27,7 +27,12 @@ def test_draws_of_a_whole_percentage_are_exact(size: int) -> None:
         assert reference.draws(float(percent), size) == reference.draws(percent, size) == percent * size // 100
 
 
-@pytest.mark.parametrize("percent", [0, -1, float("nan"), float("inf"), "100", None, True])
+@pytest.mark.parametrize("percent", [np.int64(50), np.float32(50), np.float64(50)])
+def test_numbers_may_be_numpys(percent: float) -> None:
+    assert reference.draws(percent, 10) == 5
+
+
+@pytest.mark.parametrize("percent", [0, -1, float("nan"), float("inf"), "100", None, True, np.True_])
 def test_a_senseless_percentage_is_refused(percent: object) -> None:
     with pytest.raises(SapcoreError, match=r"percent is .*, but must be a positive number, as in SAP-100"):
         reference.draws(percent, 10)  # type: ignore[arg-type]
