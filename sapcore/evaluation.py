@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import math
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from weakref import WeakKeyDictionary
@@ -74,7 +76,7 @@ def predict(
     x: (N, 3, 32, 32), uint8 or float in 0-255; ids: int64 (N,), names of the examples, modulo 2**32, default 0..N-1.
     A deterministic network is run once. At most `batch_size` rows are in memory at a time, by default as many as
     `rows_at_once` finds; the result does not depend on it but for float rounding. Raises `SapcoreError` for a network
-    in training mode, and where its output is nan or inf.
+    in training mode, for pixels beyond 0-255, and where its output is nan or inf; warns if white seems to be 1.
     """
     return _predict(model, x, None, passes, seed, ids, batch_size, precision)[0]
 
@@ -99,7 +101,7 @@ def _predict(
     batch_size: int | None, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_network(model)
-    check_tensor("x", x)
+    check_pixels(x)
     y = None if y is None else check_labels(y, len(x))
     device, count = device_of(model), count_passes(model, passes)
     if not len(x):
@@ -293,6 +295,27 @@ def check_network(model: nn.Module) -> None:
         raise SapcoreError(
             f"the network's weights are {str(other)[6:]}, but must be float32; precision='bfloat16' makes passes faster"
         )
+
+
+def check_pixels(x: Tensor) -> None:
+    """Stop if a pixel is not in [0, 255]; warn if all look as if white were 1."""
+    check_tensor("x", x)
+    if not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 255):
+        raise SapcoreError(f"pixels lie in [{low:g}, {high:g}], but must lie in [0, 255]")
+    if high <= 1 and bool((x != x.round()).any()):
+        message = f"pixels lie in [{low:g}, {high:g}], where 255 is white; give 255 * x if 1 is"
+        warnings.warn(message, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` of whoever called sapcore, for the function that asks."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].startswith("sapcore."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def as_pixels(x: Tensor, device: torch.device) -> Tensor:

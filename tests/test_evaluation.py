@@ -117,6 +117,13 @@ def test_images_that_are_no_tensor_and_labels_of_no_class_are_refused() -> None:
     x = torch.zeros(2, 3, 2, 2)
     with pytest.raises(SapcoreError, match=r"^x is a ndarray, but must be a torch.Tensor; torch.as_tensor makes one$"):
         predict(rectified(), x.numpy())  # type: ignore[arg-type]
+    with pytest.raises(SapcoreError, match=r"^pixels lie in \[0, 300\], but must lie in \[0, 255\]$"):
+        predict(rectified(), torch.tensor([0.0, 300.0]).expand(2, 3, 2, 2))
+    with pytest.warns(
+        UserWarning, match=r"pixels lie in \[0.5, 0.5\], where 255 is white; give 255 \* x if 1 is"
+    ) as told:
+        predict(rectified(), torch.full((2, 3, 2, 2), 0.5))
+    assert told[0].filename == __file__
     calls: tuple[Callable[[Any], object], ...] = (
         lambda f: predict(f, x), lambda f: attacks.fgsm(f, x, torch.tensor([0, 1]), 4), with_sap,
     )  # fmt: skip

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from sapcore.attacks.steps import check_eps, check_pixels
-from sapcore.evaluation import as_pixels
+from sapcore.attacks.steps import check_eps
+from sapcore.evaluation import as_pixels, check_pixels
 from sapcore.randomness import per_example, stream, words
 
 
