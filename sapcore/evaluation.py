@@ -313,7 +313,7 @@ def check_pixels(x: Tensor) -> None:
 def _level_of_caller() -> int:
     """The `stacklevel` of whoever called sapcore, for the function that asks."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals["__name__"].startswith("sapcore."):
+    while frame.f_back and frame.f_globals["__name__"].startswith(("sapcore.", "torch.")):
         frame, level = frame.f_back, level + 1
     return level
 
