@@ -885,9 +885,21 @@ def differences(found: pd.DataFrame, pairs: dict[str, str]) -> Markdown:
 
 
 def checks_table(found: pd.DataFrame) -> Markdown:
-    """`adaptive.checks`: a row per defence and check."""
-    shown = found.rename(columns={"panel": "defence", "why": "numbers"})
-    return Markdown(shown.to_markdown(index=False, disable_numparse=True))
+    """The verdicts of `adaptive.checks`: a row per check, a column per defence; what failed is bold."""
+    shown = found.assign(verdict=found["verdict"].replace("fail", "**fail**"))
+    wide = shown.pivot(index="check", columns="panel", values="verdict")
+    wide = wide.loc[list(dict.fromkeys(found["check"])), list(dict.fromkeys(found["panel"]))]
+    return Markdown(wide.fillna("–").rename_axis(columns=None).to_markdown(disable_numparse=True))
+
+
+def checks_numbers(found: pd.DataFrame) -> HTML:
+    """The numbers behind `checks_table`, to be unfolded."""
+    items = "".join(
+        f"<li><strong>{escape(row['panel'])}</strong>: {escape(row['check'])} <em>{escape(row['verdict'])}</em>"
+        f"<br><small>{escape(row['why'])}</small></li>"
+        for row in found[found["why"] != ""].to_dict(orient="records")
+    )
+    return HTML(f'<details class="verdicts"><summary>The numbers behind each</summary><ul>{items}</ul></details>')
 
 
 def verdict_lists(card: pd.DataFrame) -> HTML:

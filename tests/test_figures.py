@@ -302,8 +302,17 @@ def test_tables_of_the_ladder() -> None:
     assert [[part.strip() for part in line.split("|")[1:3]] for line in above[2:]] == [
         ["SAP-100 above dense", "+10.0 [+5.0, +14.5]"], ["ADV+SAP-100 above ADV", "–"],
     ]  # fmt: skip
-    checks = pd.DataFrame([{"panel": "SAP-100", "check": "A check.", "verdict": "fail", "why": "1 of 2"}])
-    assert "| SAP-100   | A check. | fail      | 1 of 2" in figures.checks_table(checks).data
+    rows = [("SAP-100", "B.", "fail", "1 < 2"), ("SAP-100", "A.", "pass", "3"), ("ADV", "B.", "not computed", "")]
+    checks = pd.DataFrame(rows, columns=["panel", "check", "verdict", "why"])
+    lines = [
+        [part.strip() for part in line.split("|")[1:-1]] for line in figures.checks_table(checks).data.splitlines()
+    ]
+    assert [lines[0], *lines[2:]] == [
+        ["check", "SAP-100", "ADV"], ["B.", "**fail**", "not computed"], ["A.", "pass", "–"],
+    ]  # fmt: skip
+    unfolded = figures.checks_numbers(checks).data
+    assert "<strong>SAP-100</strong>: B. <em>fail</em><br><small>1 &lt; 2</small>" in unfolded
+    assert "ADV" not in unfolded
 
 
 def curves(drawn: Figure) -> dict[str, Line2D]:
