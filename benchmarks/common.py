@@ -89,5 +89,7 @@ def report(name: str, options: argparse.Namespace, table: list[dict[str, object]
         print(f"{fact}: {value}")
     found = {"dataset": options.dataset, **facts, "table": table, "provenance": provenance.collect(options.device)}
     options.rows.mkdir(parents=True, exist_ok=True)
-    with (options.rows / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps({"benchmark": name} | found) + "\n")
+    path = options.rows / f"{name}.jsonl"
+    half = path.exists() and not path.read_text().endswith("\n")  # another run was cut off while it wrote
+    with path.open("a") as file:
+        file.write("\n" * half + json.dumps({"benchmark": name} | found) + "\n")

@@ -35,7 +35,7 @@ def with_dropout(
     """
     if not is_number(rate) or not 0 <= rate < 1:
         raise SapcoreError(f"rate is {rate!r}, but must be a number from 0 to below 1")
-    return _noisy_activations(model, "dropout", rate, backend, after)
+    return _noisy_activations(model, "dropout", float(rate), backend, after)
 
 
 def with_rna(model: nn.Module, std: float, backend: str = "auto", after: ModuleTypes = (nn.ReLU,)) -> NoisyModel:
@@ -91,6 +91,7 @@ def with_dwp(model: nn.Module, percent: float) -> nn.Module:
     """
     if not is_number(percent) or not 0 <= percent <= 100:
         raise SapcoreError(f"percent is {percent!r}, but must be a number from 0 to 100")
+    percent = float(percent)
     pruned = copy.deepcopy(model)
     for _, weight in _weights(pruned):
         flat = weight.detach().reshape(-1)

@@ -47,8 +47,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SapcoreError(
-            f"{path} cannot be written ({error.strerror or error}); make room and start again: the training goes on "
-            "from the last state that was saved"
+            f"{path} cannot be written ({error.strerror or error}); make room, or make it writable, and start again: "
+            "the training goes on from the last state that was saved"
         ) from None
 
 
@@ -125,14 +125,19 @@ def read_state(path: Path, recipe: Any, folder: Path | None = None) -> tuple[dic
 
 @contextlib.contextmanager
 def alone(name: str, folder: Path) -> Iterator[None]:
-    """Hold what a training leaves in `folder`; raises `SapcoreError` while another process holds it."""
+    """Hold what a training leaves in `folder`; raises `SapcoreError` while another process holds it, or if it cannot be
+    written."""
+    lock = FileLock(folder / f"{name}.lock", timeout=0)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise SapcoreError(f"{name} is being trained by another process, with its state in {folder}") from None
     try:
-        with FileLock(folder / f"{name}.lock", timeout=0):
-            yield
-    except Timeout:
-        raise SapcoreError(f"{name} is being trained by another process, with its state in {folder}") from None
+        yield
+    finally:
+        lock.release()
 
 
 def is_by(name: str, recipe: Any) -> bool:

@@ -165,7 +165,7 @@ class Numbers:
         return (
             f"without an attack it changes the return by {_said(clean)}; of {len(attacked)} changes under attack, "
             f"each player along its own gradient, {_signs(attacked)}. "
-            + (f"The clear gains are of {' and '.join(gained)}. " if gained else "")
+            + (f"All clear gains are in {', '.join(gained)}. " if gained else "")
             + f"In {lost} of the {len(attacked)} the attacked agent without SAP is itself not clearly better than at "
             "random, so that its change says little."
         )
@@ -197,7 +197,7 @@ def scorecard(chapter: str = "") -> pd.DataFrame:
     """All claims with their verdicts, one row each: every field of `Claim` but its rule as code, and `cells`, the files
     in the store that test it, up to the first that is not there.
 
-    chapter: such as "01_sap", for the claims that its figures test alone; raises `SapcoreError` where there are none.
+    chapter: such as "01_sap", for those claims alone that its figures test; raises `SapcoreError` where there are none.
     """
     wanted = [c for c in CLAIMS if chapter in ("", PLACES[c.figure][0])]
     if not wanted:
@@ -332,7 +332,7 @@ def _converges_to_dense(n: Numbers) -> Verdict:
 def _few_samples(n: Numbers) -> Verdict:
     rows = [n.at("fig1b", f"SAP-{k}", 0) for k in experiments.PERCENTS]
     why = ", ".join(f"SAP-{k} {_percent(r['accuracy'])}" for k, r in zip(experiments.PERCENTS, rows, strict=True))
-    ordered = all(a["accuracy"] <= b["accuracy"] + 0.02 for a, b in itertools.pairwise(rows))
+    ordered = all(_minus(a["accuracy"], b["accuracy"]) <= 0.02 for a, b in itertools.pairwise(rows))
     return Verdict(HOLDS if ordered and rows[0]["high"] < rows[-1]["low"] else FAILS, why)
 
 

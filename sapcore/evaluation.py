@@ -44,10 +44,10 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> Accuracy:
 
     Raises `SapcoreError` for no image, for nan or inf, and for labels that are not one class per image.
     """
-    check_tensor("probabilities", probabilities)
+    shape = check_outputs(probabilities)
     if not len(probabilities):
         raise SapcoreError("there is no image to measure accuracy on")
-    labels = check_labels(labels, *check_outputs(probabilities))
+    labels = check_labels(labels, *shape)
     correct = int((probabilities.argmax(1).cpu() == labels.cpu()).sum())
     interval = binomtest(correct, len(labels)).proportion_ci(0.95, method="wilson")
     return Accuracy(correct, len(labels), float(interval.low), float(interval.high))
@@ -313,7 +313,7 @@ def check_pixels(x: Tensor) -> None:
 def _level_of_caller() -> int:
     """The `stacklevel` of whoever called sapcore, for the function that asks."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals["__name__"].startswith(("sapcore.", "torch.")):
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("sapcore.", "torch.")):
         frame, level = frame.f_back, level + 1
     return level
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import pandas as pd
 from sapcore import checkpoints, data, results, runner
 from sapcore.attacks.steps import check_eps
 from sapcore.bfloat16 import PRECISIONS
-from sapcore.errors import SapcoreError
+from sapcore.errors import SapcoreError, is_number
 from sapcore.randomness import split_seed
 from sapcore.results import Attack, Cell, Defence
 from sapcore.rl.environments import GAMES, Rules, check_game
@@ -114,20 +115,25 @@ def settings(
             raise SapcoreError("eps is an empty list, but must hold one number or more, in pixel units (0-255)")
         values = tuple(sorted({int(e) if e == int(e) else e for e in map(check_eps, listed)}))
     most = ALL_IMAGES[dataset]
-    counts = {"examples": (examples, most), **{n: (v, math.inf) for n, v in
-              (("passes", passes), ("steps", steps), ("episodes", episodes))}}  # fmt: skip
+    counts: dict[str, tuple[Any, float]] = {
+        "examples": (examples, most), "passes": (passes, math.inf), "steps": (steps, math.inf),
+        "episodes": (episodes, math.inf),
+    }  # fmt: skip
     for name, (number, limit) in counts.items():
         if number is None and name != "steps":
             continue
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= limit:
+        whole = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+        if not whole or not 1 <= number <= limit:
             upto = f"to {limit}" if limit < math.inf else "on"
             raise SapcoreError(f"{name} is {number!r}, but must be a whole number from 1 {upto}")
-    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
+    if not is_number(step) or not 0 < step < math.inf:
         raise SapcoreError(f"step is {step!r}, but must be a positive number, in pixel units")
     split_seed(seed)
     if game is not None:
         check_game(game)
-    return Settings(dataset, values, examples, passes, seed, step, steps, game, episodes)
+    examples, passes, episodes = (None if n is None else int(n) for n in (examples, passes, episodes))
+    step = int(step) if step == int(step) else float(step)  # numpy's numbers have no JSON
+    return Settings(dataset, values, examples, passes, int(seed), step, int(steps), game, episodes)
 
 
 def _cell(s: Settings, defence: Defence, attack: Attack, trained: str = "", whole: bool = False) -> Cell:

@@ -992,7 +992,7 @@ def origin(frame: pd.DataFrame) -> Markdown:
     figure = frame.attrs["figure"]
     waiting = frame.attrs.get("waiting", 0)
     of = sorted({panel for panel, _ in frame.attrs.get("lacking", ()) if panel})
-    cells = f"{len(missing)} of the cells" + (f", all of {' and '.join(of)}" if of else "")
+    cells = f"{len(missing)} of the cells" + (f" (some of {', '.join(of)})" if of else "")
     gap = f" **Not computed yet: {cells}; `sapcore run {figure}` computes them" if missing else ""
     gap += f", {'all' if waiting == len(missing) else waiting} once `sapcore train` has made their networks" * (
         waiting > 0

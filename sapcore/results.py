@@ -279,9 +279,9 @@ def benchmarks(name: str, dataset: str = "cifar10") -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
     rows = []
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, where a benchmark was cut off
-            row = json.loads(line)
-            rows += [row] if row["dataset"] == dataset else []
+        with contextlib.suppress(ValueError):  # half a line, where a benchmark was cut off
+            rows.append(json.loads(line))
+    rows = [row for row in rows if row["dataset"] == dataset]
     if not rows:
         raise SapcoreError(
             f"data/benchmarks/{path.name} has no row of {dataset}; "

@@ -1,5 +1,6 @@
 """Each benchmark runs, prints one table and appends one row; here with so little work that its numbers mean nothing."""
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from sapcore import checkpoints, experiments, figures, results, training
 from sapcore.errors import SapcoreError
@@ -64,6 +66,8 @@ def test_a_benchmark_says_which_data_set_it_lacks(tmp_path: Path) -> None:
 
 
 def test_one_row_per_device_is_read_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    common = importlib.import_module("common")
     monkeypatch.setattr(results, "ROOT", tmp_path)
     with pytest.raises(SapcoreError, match=r"no row of cifar10; `python benchmarks/sampling.py --dataset cifar10`"):
         results.benchmarks("sampling")
@@ -80,6 +84,8 @@ def test_one_row_per_device_is_read_the_newest(tmp_path: Path, monkeypatch: pyte
     with (folder / "sampling.jsonl").open("a") as file:
         file.write(json.dumps(rows[-1])[:20])  # a benchmark was killed while it wrote
     assert [row["number"] for row in results.benchmarks("sampling")] == [2, 1, 5]
+    common.report("sampling", argparse.Namespace(dataset="digits", rows=folder, device=torch.device("cpu")), [{"a": 1}])
+    assert [row.get("number") for row in results.benchmarks("sampling", "digits")] == [3, None], "in a line of its own"
 
 
 def test_the_figures_of_a_benchmark_can_be_drawn() -> None:

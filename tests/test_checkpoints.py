@@ -184,7 +184,7 @@ def test_a_crash_while_saving_leaves_the_old_weights(
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", crash)
-    with pytest.raises(SapcoreError, match=r"cannot be written \(no space left on device\); make room and start again"):
+    with pytest.raises(SapcoreError, match=r"cannot be written \(no space left on device\); make room, or make it"):
         checkpoints.save(ResNet20(), NAME, {})
     monkeypatch.undo()
     monkeypatch.setattr(checkpoints, "CHECKPOINTS", folder)

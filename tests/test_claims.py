@@ -558,7 +558,7 @@ def test_agents_that_have_not_learnt_are_not_judged(monkeypatch: pytest.MonkeyPa
     assert "Bowling" not in said
     assert said.endswith(
         "; of 20 changes under attack, each player along its own gradient, 20 are gains, 20 of them clear, "
-        "and 0 losses, 0 clear. The clear gains are of Assault and Asterix and BankHeist and BattleZone and BeamRider. "
+        "and 0 losses, 0 clear. All clear gains are in Assault, Asterix, BankHeist, BattleZone, BeamRider. "
         "In 0 of the 20 the attacked agent without SAP is itself not clearly better than at random, so that its "
         "change says little."
     )

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sapcore import experiments, results, runner
@@ -86,9 +87,13 @@ def test_eps_is_one_value_or_a_list_in_order_and_each_once(eps: Any, expected: A
 
 def test_settings_that_mean_the_same_are_the_same() -> None:
     assert settings(step=1.0, eps=[4.0]) == settings(step=1, eps=4)
+    ones: tuple[Any, Any, Any] = 1, 1.0, np.float32(1)
     for figure in FIGURES:
-        one, other = (cells(figure, settings("digits", 4, step=step)) for step in (1, 1.0))
-        assert [cell.key for cell in one] == [cell.key for cell in other]
+        one, other, third = (cells(figure, settings("digits", 4, step=step)) for step in ones)
+        assert [cell.key for cell in one] == [cell.key for cell in other] == [cell.key for cell in third]
+    kinds: tuple[Any, Any] = int, np.int64
+    plain, numpys = (settings("digits", 4, k(5), k(2), k(3), steps=k(4)) for k in kinds)
+    assert [cell.key for cell in cells("fig1c", plain)] == [cell.key for cell in cells("fig1c", numpys)]
 
 
 def test_the_books_own_settings_are_the_default_ones() -> None:

@@ -48,6 +48,7 @@ def iterative(
     check_count("steps", steps)
     if not is_number(step) or not 0 < step < math.inf:
         raise SapcoreError(f"step is {step!r}, but must be a positive number, in pixel units")
+    step = float(step)
     if stop_at_success and isinstance(model, NoisyModel):
         raise SapcoreError("stop_at_success is for deterministic networks: one pass of a noisy one proves nothing")
     estimate, count = estimator_named(estimator), count_passes(model, passes)

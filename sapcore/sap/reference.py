@@ -33,7 +33,7 @@ def draws(percent: float, size: int) -> int:
     """r = int(percent / 100 * a), the number of draws from a map of a units (Sec. 4.1)."""
     if not is_number(percent) or not 0 < percent < math.inf:
         raise SapcoreError(f"percent is {percent!r}, but must be a positive number, as in SAP-100")
-    r = percent * size / 100
+    r = float(percent) * size / 100
     if r >= MOST_DRAWS + 1:
         raise SapcoreError(f"percent is {percent!r}, which asks for {r:.0f} draws, but {MOST_DRAWS} is the most")
     return int(r)

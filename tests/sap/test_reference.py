@@ -1,5 +1,6 @@
 """The reference: Algorithm 1 as printed, the number of draws, the scale, and the parts of the sampler."""
 
+from collections.abc import Callable
 from decimal import Decimal, getcontext
 
 import numpy as np
@@ -27,9 +28,9 @@ def test_draws_of_a_whole_percentage_are_exact(size: int) -> None:
         assert reference.draws(float(percent), size) == reference.draws(percent, size) == percent * size // 100
 
 
-@pytest.mark.parametrize("percent", [np.int64(50), np.float32(50), np.float64(50)])
-def test_numbers_may_be_numpys(percent: float) -> None:
-    assert reference.draws(percent, 10) == 5
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.uint16, np.int64, np.float16, np.float32, np.float64])
+def test_numbers_may_be_numpys(kind: Callable[[int], float]) -> None:
+    assert reference.draws(kind(33), 16384) == reference.draws(33, 16384)
 
 
 @pytest.mark.parametrize("percent", [0, -1, float("nan"), float("inf"), "100", None, True, np.True_])
