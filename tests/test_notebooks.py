@@ -330,7 +330,9 @@ def test_papermill_shows_one_game(tmp_path: Path, more: dict[str, str]) -> None:
         env=os.environ | ({"SAPCORE_RESULTS": str(tmp_path)} if "episodes" in more else {}),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    shown = "".join(str(o.get("data", "")) for c in read(out)["cells"] for o in c.get("outputs", []))
+    # The verdicts are those of the book, whatever the parameters.
+    cells = [c for c in read(out)["cells"] if c["id"] != "06-verdicts-table"]
+    shown = "".join(str(o.get("data", "")) for c in cells for o in c.get("outputs", []))
     assert f"| λ = {more['eps']}, ours " in shown
     assert "Asterix" in shown
     assert "Bowling" not in shown
