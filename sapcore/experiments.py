@@ -393,7 +393,7 @@ class Effort(NamedTuple):
 
     images: int
     passes: int
-    """Per step of PGD and per query; twice as many per step of AutoAttack, ten times for FGSM."""
+    """Per step of PGD and per query; twice as many per step of AutoAttack's rand version, ten times for FGSM."""
     steps: int
     single_passes: int
     autoattack_steps: int
@@ -438,19 +438,22 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
         "AutoAttack (rand)": Attack(
             "autoattack", e, defence, "", 2 * few if defence.noisy else 1, steps=effort.autoattack_steps
         ),
+        "AutoAttack (standard)": Attack("autoattack_standard", e, defence, "", 1, steps=effort.autoattack_steps),
         "Square (black box)": Attack("square", e, defence, "", few, steps=effort.queries),
     }
     if e != EPS_ATHALYE:  # a control of one claim, which is about this eps
         del rungs["single passes, constant scale"]
+    if defence.noisy:
+        del rungs["AutoAttack (standard)"]
     return rungs
 
 
 RUNGS_OF_DENSE = (
     "random noise", "FGSM", "iterative", "PGD, mean of gradients", "PGD, margin", "AutoAttack (rand)",
-    "Square (black box)",
+    "AutoAttack (standard)", "Square (black box)",
 )  # fmt: skip
 """What is run on a network without noise. Most others coincide there with one of these; restarts and the 500 steps of
-single passes do not, and are left out."""
+single passes do not: AutoAttack's standard version is run in their place."""
 LADDERS = (
     ("dense", DENSE, ""),
     ("SAP-100", SAP_100, ""),

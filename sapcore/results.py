@@ -65,7 +65,7 @@ class Attack:
     """What is done to the images."""
 
     kind: str = "none"
-    """`none`, `noise`, `fgsm`, `iterative`, `autoattack` or `square`."""
+    """`none`, `noise`, `fgsm`, `iterative`, `autoattack` (its rand version), `autoattack_standard` or `square`."""
     eps: float = 0
     """Perturbation in pixel units (0-255)."""
     source: Defence | None = None
@@ -75,7 +75,7 @@ class Attack:
     """Monte Carlo passes per gradient or, of Square, per query; 1 on the dense network."""
     step: float = 0
     steps: int = 0
-    """Of Square: queries."""
+    """Of Square: queries; of AutoAttack: of its parts that have steps."""
     loss: str = "cross_entropy"
     batch_statistics: int = 0
     """Images to a batch whose own statistics the source's BatchNorm uses, as the released code's adversary does; or 0.
@@ -90,9 +90,12 @@ class Attack:
     def gradients(self) -> int:
         """Passes of one image whose gradient is taken or, of Square, whose output is asked for: at most so many.
 
-        Passes that only choose among the points of an attack are not counted.
+        Passes that only choose among the points of an attack are not counted. Of ten classes, as all here have.
         """
-        runs = {"autoattack": 2 * (self.steps + 1), "square": self.steps + 1}.get(self.kind, max(1, self.steps))
+        apgd, fab, square = self.steps + 1, self.steps, 50 * self.steps + 1
+        runs = {
+            "autoattack": 2 * apgd, "autoattack_standard": 10 * apgd + 9 * fab + square, "square": self.steps + 1,
+        }.get(self.kind, max(1, self.steps))  # fmt: skip
         return self.passes * runs * self.restarts
 
     @property

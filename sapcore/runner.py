@@ -191,11 +191,14 @@ def _worker_device(device: str | None) -> torch.device:
     return provenance.device(device)
 
 
+BY_TORCHATTACKS = ("autoattack", "autoattack_standard", "square")
+
+
 def _packages(cell: Cell) -> tuple[str, ...]:
     """What a result depends on besides our own packages."""
     if cell.plays:
         return ("ale-py",)
-    return ("torchattacks",) if cell.attack.kind in ("autoattack", "square") else ()
+    return ("torchattacks",) if cell.attack.kind in BY_TORCHATTACKS else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,14 +347,14 @@ def attacked(
             estimator=attack.estimator, batch_size=_batch_size(device, attack.batch_statistics),
             precision=cell.precision, loss=attack.loss, random_start=attack.random_start, restarts=attack.restarts,
         )  # fmt: skip
-    if attack.kind in ("autoattack", "square"):
+    if attack.kind in BY_TORCHATTACKS:
         model = defended(cell.checkpoint, cell.checkpoint_sha256, attack.source, device)
+        how: dict[str, Any] = {"seed": cell.seed, "precision": cell.precision}
+        how["batch_size"] = evaluation.BATCH_SIZE  # on every device: they draw anew for each batch
+        if attack.kind == "autoattack_standard":
+            return library.autoattack_standard(model, images, labels, attack.eps, attack.steps, **how)
         run = library.autoattack if attack.kind == "autoattack" else library.square
-        return run(
-            model, images, labels, attack.eps, attack.steps, attack.passes, cell.seed,
-            batch_size=evaluation.BATCH_SIZE,  # on every device: they draw anew for each batch
-            precision=cell.precision,
-        )  # fmt: skip
+        return run(model, images, labels, attack.eps, attack.steps, attack.passes, **how)
     raise ValueError(f"unknown attack {attack.kind!r}")
 
 

@@ -374,9 +374,12 @@ def test_the_ladder_is_two_networks_and_three_defences_under_the_same_attacks_up
             (200, 1, 1)
         }
         assert {p.cell.checkpoint.endswith("-adv") for p in plain} == {name == "ADV"}
+        (standard,) = {p.cell.attack.gradients for p in plain if p.series == "AutoAttack (standard)"}
+        assert standard == 10 * 101 + 9 * 100 + 5001, "gradients of APGD and FAB, queries of Square"
     rungs = [[p.series for p in part] for part in panels.values()]
     assert rungs[0] == rungs[1] == rungs[2]
     assert len(set(rungs[0])) == 19
+    assert "AutoAttack (standard)" not in rungs[0]
     for panel, part in panels.items():
         assert {p.cell.attack.eps for p in part} == {0, 1, 2, 4, 7.905, 8}
         assert {p.cell.defence.label for p in part} == {panel.removeprefix("ADV+")}

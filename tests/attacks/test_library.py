@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchattacks
 from torch import Tensor, nn
 
 from sapcore import checkpoints
@@ -60,11 +61,58 @@ def test_every_gradient_is_of_a_pass_of_its_own_and_the_choice_of_others(noisy: 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_autoattack_wants_three_classes() -> None:
-    two = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)).eval()
+@pytest.mark.usefixtures("untouched_generators")
+def test_autoattacks_standard_version_leaves_no_more_than_the_other(dense: nn.Module, digits: Images) -> None:
+    x, y = digits[0][:12].float(), digits[1][:12]
+    left = int((predict(dense, library.autoattack(dense, x, y, 12, 2, 1)).argmax(1) == y).sum())
+    found, again, other = (library.autoattack_standard(dense, x, y, 12, 2, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(found, again)
+    assert not torch.equal(found, other)
+    assert float((found - x).abs().max()) <= 12
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 255
+    right = predict(dense, found).argmax(1) == y
+    assert 0 < int(right.sum()) <= left
+    assert torch.equal(found[right], x[right]), "what nothing broke comes back clean"
+    assert not dense.training, "torchattacks changes the mode"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_autoattacks_standard_version_asks_as_often_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an image that it cannot break, whose gradient is one all the same."""
+    linear = nn.Linear(3 * 8 * 8, 10)
+    sure = nn.Sequential(nn.Flatten(), linear).eval()
+    with torch.no_grad():
+        linear.weight.mul_(1e-6)
+        linear.bias[4] = 50
+    asked = {"gradients": 0, "queries": 0}
+    linear.register_full_backward_hook(lambda *_: asked.update(gradients=asked["gradients"] + 1))
+    attack = torchattacks.Square.attack_single_run
+
+    def square(*given: Any) -> Any:
+        handle = linear.register_forward_hook(lambda *_: asked.update(queries=asked["queries"] + 1))
+        found = attack(*given)
+        handle.remove()
+        return found
+
+    monkeypatch.setattr(torchattacks.Square, "attack_single_run", square)
+    library.autoattack_standard(sure, torch.full((1, 3, 8, 8), 100.0), torch.tensor([4]), 8, steps=4)
+    assert asked == {"gradients": 10 * 5 + 9 * 4, "queries": 201}
+    assert sum(asked.values()) == Attack("autoattack_standard", 8, passes=1, steps=4).gradients
+
+
+def test_autoattacks_standard_version_is_for_no_noise(noisy: NoisyModel, digits: Images) -> None:
+    with pytest.raises(SapcoreError, match=r"^AutoAttack's standard version is for a network without noise; take "):
+        library.autoattack_standard(noisy, digits[0][:2].float(), digits[1][:2], 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("attack", "least"), [(library.autoattack, 3), (library.autoattack_standard, 4)])
+def test_autoattack_wants_enough_classes(attack: Any, least: int) -> None:
+    few = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, least - 1)).eval()
     x, y = torch.full((2, 3, 8, 8), 100.0), torch.tensor([0, 1])
-    with pytest.raises(SapcoreError, match="the network has 2 classes, but must have 3 or more"):
-        library.autoattack(two, x, y, 4, 2, 1)
+    with pytest.raises(SapcoreError, match=f"the network has {least - 1} classes, but must have {least} or more"):
+        attack(few, x, y, 4, 2)
 
 
 @pytest.mark.filterwarnings("ignore")

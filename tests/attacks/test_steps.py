@@ -137,7 +137,9 @@ def test_pixels_in_0_to_1_are_warned_of(dense: nn.Module, few: tuple[Tensor, Ten
 
 @pytest.mark.filterwarnings("ignore")  # of torchattacks
 @pytest.mark.parametrize(
-    "attack", [attacks.fgsm, attacks.iterative, library.autoattack, library.square], ids=lambda a: a.__name__
+    "attack",
+    [attacks.fgsm, attacks.iterative, library.autoattack, library.autoattack_standard, library.square],
+    ids=lambda a: a.__name__,
 )
 def test_images_that_are_no_tensor_and_labels_of_no_class_are_refused(
     dense: nn.Module, few: tuple[Tensor, Tensor], attack: Callable[..., Tensor]
