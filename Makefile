@@ -47,7 +47,7 @@ types: env
 # The tests of an extra skip where it is missing; here none may be.
 unit: env
 	$(BIN)/python -c 'import ale_py, distributed, foolbox, stable_baselines3, torchattacks, triton'
-	$(BIN)/pytest --nbval --ignore=tests/site
+	$(BIN)/pytest --nbval --durations=10 --ignore=tests/site
 
 # The book's own numbers are shown without the data set; what is not in the store is computed when a notebook asks.
 parameter: env
