@@ -8,7 +8,7 @@ import itertools
 
 import pandas as pd
 
-from sapcore.experiments import EPS_UNBOUNDED
+from sapcore.experiments import EPS_UNBOUNDED, REACH
 
 BLACK_BOX = "Square (black box)"
 KNOWS_NOTHING = ("no attack", "random noise")
@@ -48,6 +48,7 @@ def checks(frame: pd.DataFrame, steps: pd.DataFrame, fgsm: pd.DataFrame, iterati
     rows = []
     for panel in dict.fromkeys([*frame["panel"], *steps["panel"]]):
         rungs, more = frame[frame["panel"] == panel], steps[steps["panel"] == panel]
+        usual = more[more["steps"] * more["step"] < 1.01 * REACH * more["eps"]]
         own = pd.concat([
             fgsm[fgsm["series"] == panel].assign(series="FGSM"),
             iterative[iterative["series"] == f"{panel} vs {panel}"].assign(series="iterative"),
@@ -56,8 +57,12 @@ def checks(frame: pd.DataFrame, steps: pd.DataFrame, fgsm: pd.DataFrame, iterati
         own = own if whole else rungs
         lacks, lacks_more = (any(panel == p for p, _ in part.attrs.get("lacking", ())) for part in (frame, steps))
         for check, lacking, (verdict, why) in (
-            ("More steps never help the defence.", lacks_more, _more(more, "steps", "gradient_passes")),
-            ("More passes per gradient never help the defence.", lacks_more, _more(more, "gradient_passes", "steps")),
+            ("More and finer steps never help the defence.", lacks_more, _more(usual, "steps", "gradient_passes")),
+            (
+                "More steps of the same size never help the defence.", lacks_more,
+                _more(more, "steps", "gradient_passes", "step"),
+            ),
+            ("More passes per gradient never help the defence.", lacks_more, _more(usual, "gradient_passes", "steps")),
             ("A larger λ never helps the defence.", lacks, _larger_eps(rungs)),
             ("With unbounded λ nothing is left.", False, _unbounded(more)),
             (
@@ -95,10 +100,10 @@ def _clearly_above(a: pd.Series, b: pd.Series) -> bool:
     return bool(a["low"] > b["high"])
 
 
-def _more(rows: pd.DataFrame, column: str, fixed: str) -> tuple[str, str]:
-    """With ever more of one number, and the other as it is, accuracy never clearly rises."""
+def _more(rows: pd.DataFrame, column: str, *fixed: str) -> tuple[str, str]:
+    """With ever more of one number, and the others as they are, accuracy never clearly rises."""
     why, verdict = [], OPEN
-    for (e, _), part in rows[rows["eps"] < EPS_UNBOUNDED].sort_values(column).groupby(["eps", fixed]):
+    for (e, *_), part in rows[rows["eps"] < EPS_UNBOUNDED].sort_values(column).groupby(["eps", *fixed]):
         found = [row for _, row in part.iterrows()]
         if len(found) < 2:
             continue

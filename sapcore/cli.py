@@ -193,11 +193,10 @@ def _show(parsed: argparse.Namespace) -> int:
 
 def _in_columns(figure: str, frame: pd.DataFrame) -> str:
     name, unit = {"table1": ("mean", 1), "fig4": ("ece", 100)}.get(figure, ("accuracy", 100))
-    column = {"fig1c_steps": "steps", "fig6_budget": "gradients", "ladder_checks": "steps"}.get(figure, "eps")
-    rows = {"ladder_checks": ["panel", "eps", "gradient_passes"]}.get(figure, ["panel", "series"])
+    column = {"fig1c_steps": "steps", "fig6_budget": "gradients"}.get(figure, "eps")
     ends = (unit * frame[["low", "high"]]).itertuples(index=False)
     texts = [f"{unit * x:.1f} [{low:.1f}, {high:.1f}]" for x, (low, high) in zip(frame[name], ends, strict=True)]
-    wide = frame.assign(text=texts).pivot_table("text", rows, column, aggfunc="first", sort=False)
+    wide = frame.assign(text=texts).pivot_table("text", ["panel", "series"], column, aggfunc="first", sort=False)
     wide = wide.sort_index(axis=1).fillna("")
     if wide.index.names[0] == "panel" and not any(wide.index.get_level_values("panel")):
         wide = wide.droplevel("panel")

@@ -210,7 +210,7 @@ def noisy_passes(
     n, device, told = len(begun), begun.parts[0].device, _TOLD.get()
     if not isinstance(model, NoisyModel):
         with autocast(precision, device):
-            yield passes.start, _logits(begun.model(*begun.parts), n)[None].float()
+            yield passes.start, check_logits(begun.model(*begun.parts), n)[None].float()
         if told:
             told(n)
         return
@@ -221,12 +221,12 @@ def noisy_passes(
         rows = begun.repeated(len(numbers))
         with autocast(precision, device):
             logits = model(rows, seed=seed, ids=ids.repeat(len(numbers)), passes=numbers.repeat_interleave(n))
-        yield start, _logits(logits, len(rows)).float().reshape(len(numbers), n, -1)
+        yield start, check_logits(logits, len(rows)).float().reshape(len(numbers), n, -1)
         if told:
             told(len(rows))
 
 
-def _logits(found: object, rows: int) -> Tensor:
+def check_logits(found: object, rows: int) -> Tensor:
     """What a network gave; raises `SapcoreError` unless it is logits of two classes or more."""
     if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != rows or found.shape[1] < 2:
         given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"

@@ -39,6 +39,8 @@ EPS_STEPS: dict[str, tuple[float, ...]] = {"cifar10": (1, 2, 4), "digits": (32,)
 """Where the checks of the ladder take ever more steps."""
 EPS_UNDER_SAP: dict[str, tuple[float, ...]] = {"cifar10": (1, 2, 4, EPS_ATHALYE), "digits": (32,)}
 """Where SAP-100 with statistics of its own passes is attacked."""
+REACH = 2.5
+"""How far PGD's steps of one direction go together, in λ."""
 EPS_UNBOUNDED = 255
 """An image within this reach of any other."""
 EPISODES, EPISODES_NOISY_ATTACKED = 30, 15
@@ -409,7 +411,7 @@ def _rungs(s: Settings, defence: Defence, e: float) -> dict[str, Attack]:
     few = (max(1, s.passes // 10) if s.passes else effort.passes) if defence.noisy else 1
 
     def pgd(source: Defence = defence, estimator: str = "mean_of_gradients", **more: Any) -> Attack:
-        step = 2.5 * e / effort.steps
+        step = REACH * e / effort.steps
         return Attack("iterative", e, source, estimator, few, step, effort.steps, random_start=True, **more)
 
     def single_passes(source: Defence) -> Attack:
@@ -479,22 +481,26 @@ def ladder(s: Settings) -> list[Point]:
 
 
 def ladder_checks(s: Settings) -> list[Point]:
-    """The noisy ones of these defences against BPDA in ever more steps, with more passes, and without a bound."""
+    """The noisy ones of these defences against BPDA in ever finer steps, in more steps of the same size, with more
+    passes, and without a bound."""
     s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     points, most = [], EFFORT[s.dataset].steps
     for name, defence, trained in LADDERS:
         if not defence.noisy:
             continue
-        for e, steps, times in (
-            *((e, n, 1) for e in s.eps or EPS_STEPS[s.dataset] for n in (1, 4, most, 4 * most) if e),
-            *((e, most, 4) for e in s.eps or EPS_STEPS[s.dataset] if e),
-            (EPS_UNBOUNDED, most, 1),
+        for e, steps, times, further in (
+            *((e, n, 1, 1) for e in s.eps or EPS_STEPS[s.dataset] for n in (1, 4, most, 4 * most) if e),
+            *((e, 4 * most, 1, 4) for e in s.eps or EPS_STEPS[s.dataset] if e),
+            *((e, most, 4, 1) for e in s.eps or EPS_STEPS[s.dataset] if e),
+            (EPS_UNBOUNDED, most, 1, 1),
         ):
             rung = _rungs(s, defence, e)["BPDA, identity"]
-            attack = dataclasses.replace(rung, steps=steps, step=2.5 * e / steps, passes=times * rung.passes)
+            step = further * REACH * e / steps
+            attack = dataclasses.replace(rung, steps=steps, step=step, passes=times * rung.passes)
             if steps == 1:
                 attack = dataclasses.replace(attack, step=e, random_start=False)
             series = "BPDA, identity" + (f", {steps} step{'s' * (steps > 1)}" if steps != most else "")
+            series += f" of λ/{e / step:g}" if steps > most else ""
             series += f", {attack.passes} passes" if times > 1 else ""
             points.append(Point(_cell(s, defence, attack, trained), series, name))
     return points
@@ -614,7 +620,8 @@ def stored(figure: str, s: Settings) -> pd.DataFrame:
 
     Columns: panel, series, eps, accuracy, low, high (95 % Wilson interval), correct, images, single_pass and every_pass
     (what counting single passes would claim: their mean accuracy, and the share of images that all get right), passes,
-    level of the defence, gradient_passes, steps, gradients (of the whole attack, or queries), device, commit, date.
+    level of the defence, gradient_passes, steps, step (pixel units), gradients (of the whole attack, or queries),
+    device, commit, date.
     Of games: mean return, low, high (95 % bootstrap interval) and the list of returns in place of accuracy to images;
     the panel is the game.
     `.attrs["missing"]` names the cells that are not there; "lacking" has the panel and eps of each, and "waiting" says
@@ -643,7 +650,7 @@ _MEASURED = {
 }
 """What a frame takes over from the results of images, and of games."""
 _COLUMNS = (
-    "passes", "noisy", "level", "gradient_passes", "steps", "gradients",
+    "passes", "noisy", "level", "gradient_passes", "steps", "step", "gradients",
     "device", "commit", "date",
 )  # fmt: skip
 
@@ -658,6 +665,7 @@ def _row(cell: Cell, stored: dict[str, Any]) -> dict[str, Any]:
         "level": cell.defence.level,
         "gradient_passes": attack.passes,
         "steps": attack.steps,
+        "step": attack.step,
         "gradients": attack.gradients,
         **{name: origin[name] for name in ("device", "commit", "date")},
     }

@@ -7,8 +7,8 @@ from sapcore import adaptive
 from sapcore.adaptive import FAIL, OPEN, PASS, SO_FAR
 
 COLUMNS = (
-    "panel", "series", "eps", "steps", "gradient_passes", "accuracy", "low", "high", "correct", "images", "single_pass",
-    "every_pass", "gradients",
+    "panel", "series", "eps", "steps", "step", "gradient_passes", "accuracy", "low", "high", "correct", "images",
+    "single_pass", "every_pass", "gradients",
 )  # fmt: skip
 
 
@@ -20,6 +20,7 @@ def rows(*given: tuple[str, float, float], panel: str = "SAP-100", steps: dict[s
             name,
             e,
             (steps or {}).get(name, 40),
+            2.5 * e / max(1, (steps or {}).get(name, 40)),
             10,
             a,
             max(0, a - 0.05),
@@ -102,23 +103,28 @@ def test_each_check_of_the_ladder(check: str, given: list[tuple[str, float, floa
 )
 def test_more_steps_may_not_help(accuracies: list[float], expected: str) -> None:
     parts = [rows(("BPDA", 4, a), steps={"BPDA": 10**i}) for i, a in enumerate(accuracies)]
-    assert verdict("More steps", rows(("PGD", 4, 0.1)), pd.concat([rows(), *parts])) == expected
+    assert verdict("finer steps", rows(("PGD", 4, 0.1)), pd.concat([rows(), *parts])) == expected
+    for part in parts:
+        part["step"] = 20
+    assert verdict("same size", rows(("PGD", 4, 0.1)), pd.concat([rows(), *parts])) == expected
+    assert verdict("finer steps", rows(("PGD", 4, 0.1)), pd.concat([rows(), *parts])) == OPEN
 
 
 def test_steps_are_compared_at_one_eps_only() -> None:
     parts = [
         rows(("BPDA", e, a), steps={"BPDA": n}) for e, n, a in ((8, 1, 0.9), (8, 4, 0.8), (32, 1, 0.2), (32, 4, 0))
     ]
-    assert verdict("More steps", rows(("PGD", 8, 0.1)), pd.concat(parts)) == PASS
+    assert verdict("finer steps", rows(("PGD", 8, 0.1)), pd.concat(parts)) == PASS
+    assert verdict("same size", rows(("PGD", 8, 0.1)), pd.concat(parts)) == OPEN
     parts.append(rows(("BPDA", 32, 0.5), steps={"BPDA": 10}))
-    assert verdict("More steps", rows(("PGD", 8, 0.1)), pd.concat(parts)) == FAIL
+    assert verdict("finer steps", rows(("PGD", 8, 0.1)), pd.concat(parts)) == FAIL
 
 
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.5, PASS), (0.2, PASS), (0.8, FAIL)])
 def test_more_passes_may_not_help(accuracy: float, expected: str) -> None:
     more = pd.concat([rows(("BPDA", 4, 0.5)), rows(("BPDA", 4, accuracy)).assign(gradient_passes=40)])
     assert verdict("More passes", rows(("PGD", 4, 0.1)), more) == expected
-    assert verdict("More steps", rows(("PGD", 4, 0.1)), more) == OPEN
+    assert verdict("finer steps", rows(("PGD", 4, 0.1)), more) == OPEN
     assert verdict("More passes", rows(("PGD", 4, 0.1)), more[:1]) == OPEN
 
 
@@ -132,7 +138,7 @@ def test_without_a_bound_nothing_may_be_left(accuracy: float, expected: str) -> 
 def test_every_defence_has_every_check_with_its_numbers() -> None:
     frame = pd.concat([rows(("FGSM", 4, 0.5), ("PGD", 4, 0.2), panel=n, steps={"FGSM": 0}) for n in ("a", "b")])
     found = checks(frame, rows())
-    assert found.groupby("panel").size().to_dict() == {"a": 8, "b": 8}
+    assert found.groupby("panel").size().to_dict() == {"a": 9, "b": 9}
     assert found[found["check"].str.contains("many steps")]["why"].unique().tolist() == [
         "λ = 4: 20.0 % (PGD) against 50.0 % (FGSM)"
     ]
@@ -156,13 +162,12 @@ def test_a_check_whose_cells_are_not_all_there_passes_so_far() -> None:
     found = checks(frame[frame["series"] != "FGSM"], more).set_index(["panel", "check"])["verdict"]
     assert found["a", "A larger λ never helps the defence."] == SO_FAR
     assert found["b", "A larger λ never helps the defence."] == PASS
-    assert found["a", "More steps never help the defence."] == PASS
-    assert found["b", "More steps never help the defence."] == SO_FAR
+    assert found["a", "More and finer steps never help the defence."] == PASS
+    assert found["b", "More and finer steps never help the defence."] == SO_FAR
     assert found["b", "With unbounded λ nothing is left."] == PASS
     more.loc[more["steps"] == 40, ["accuracy", "low", "high"]] = [0.9, 0.85, 0.95]
-    assert (
-        checks(frame, more).set_index(["panel", "check"])["verdict"]["b", "More steps never help the defence."] == FAIL
-    )
+    found = checks(frame, more).set_index(["panel", "check"])["verdict"]
+    assert found["b", "More and finer steps never help the defence."] == FAIL
 
 
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.3, PASS), (0.5, FAIL)])

@@ -437,14 +437,17 @@ def test_the_checks_of_the_ladder_are_ever_more_steps_more_passes_and_no_bound()
     for name in ("SAP-100", "ADV+SAP-100", "Bernoulli-SAP-200"):
         attacks = [p.cell.attack for p in points("ladder_checks") if p.panel == name]
         steps = [(e, n) for e in (1, 2, 4) for n in (1, 4, 40, 160)]
-        assert [(a.eps, a.steps) for a in attacks] == [*steps, (1, 40), (2, 40), (4, 40), (255, 40)]
-        assert [a.passes for a in attacks] == 12 * [10] + 3 * [40] + [10]
+        same = [(e, n) for n in (160, 40) for e in (1, 2, 4)]
+        assert [(a.eps, a.steps) for a in attacks] == [*steps, *same, (255, 40)]
+        assert [a.passes for a in attacks] == 15 * [10] + 3 * [40] + [10]
+        reach = [1, 2.5, 2.5, 2.5]  # in eps
+        assert [a.steps * a.step / a.eps for a in attacks] == 3 * reach + 3 * [10] + 3 * [2.5] + [2.5]
         known = {(p.series, p.cell) for p in points("ladder") if p.panel == name}
         named = {(p.series, p.cell) for p in points("ladder_checks") if p.panel == name}
         assert {series for series, _ in known & named} == {"BPDA, identity"}
         assert {series for series, cell in named - known} == {
-            "BPDA, identity, 1 step", "BPDA, identity, 4 steps", "BPDA, identity, 160 steps",
-            "BPDA, identity, 40 passes", "BPDA, identity",
+            "BPDA, identity, 1 step", "BPDA, identity, 4 steps", "BPDA, identity, 160 steps of λ/64",
+            "BPDA, identity, 160 steps of λ/16", "BPDA, identity, 40 passes", "BPDA, identity",
         }  # fmt: skip
     assert {p.cell.attack.eps for p in points("ladder_checks", settings(eps=[0, 2]))} == {2, 255}
 

@@ -137,10 +137,19 @@ def _sum_of_gradients(
     heads = Begun(begun.model, tuple(part.detach().requires_grad_() for part in begun.parts))
     totals = [torch.zeros_like(part, dtype=torch.float32) for part in heads.parts]
     for _, logits in noisy_passes(model, heads, ids, seed, passes, batch_size, precision):
-        for total, gradient in zip(totals, torch.autograd.grad(loss(logits), heads.parts), strict=True):
-            total += gradient
+        check_gradient(logits)
+        found = torch.autograd.grad(loss(logits), heads.parts, allow_unused=True)
+        for total, gradient in zip(totals, found, strict=True):
+            total += 0 if gradient is None else gradient
     gradients = [total.to(part.dtype) for total, part in zip(totals, begun.parts, strict=True)]
     return _checked(torch.autograd.grad(begun.parts, leaf, gradients)[0])
+
+
+def check_gradient(logits: Tensor) -> None:
+    """Raises `SapcoreError` if these have no gradient."""
+    if not logits.requires_grad:
+        why = "in torch.inference_mode()" if torch.is_inference_mode_enabled() else "by its own forward"
+        raise SapcoreError(f"the network's output has no gradient, {why}, and this attack needs one")
 
 
 def _checked(gradient: Tensor) -> Tensor:

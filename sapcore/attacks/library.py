@@ -13,11 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sapcore.attacks.gradient import furthest_wrong
+from sapcore.attacks.gradient import check_gradient, furthest_wrong
 from sapcore.attacks.steps import check_eps, in_batches, project
 from sapcore.bfloat16 import autocast
 from sapcore.errors import SapcoreError, check_count, check_tensor
-from sapcore.evaluation import BATCH_SIZE, check_labels, count_passes, predict
+from sapcore.evaluation import (
+    BATCH_SIZE,
+    check_labels,
+    check_logits,
+    check_network,
+    count_passes,
+    device_of,
+    predict,
+)  # fmt: skip
 from sapcore.randomness import NoisyModel, stream
 
 
@@ -55,7 +63,8 @@ def autoattack_standard(
     """AutoAttack's `standard` version (Croce and Hein 2020), for a network without noise.
 
     Four attacks, each on the images that those before it left: APGD on cross-entropy; APGD and FAB towards each of the
-    wrong classes, all with `steps` steps; and Square with 50 queries per step, 5,000 as in the paper.
+    wrong classes, the nine likeliest at most, all with `steps` steps; and Square with 50 queries per step, 5,000 as in
+    the paper.
     x: (N, C, H, W) in 0-255; y: int64 (N,), of a network of four classes or more; eps: pixel units.
     Returns float32, shaped as x; an image that nothing broke comes back clean. Put together from torchattacks' parts,
     because its own makes 10 steps instead of the paper's 100. Raises `SapcoreError` without torchattacks, and for a
@@ -69,19 +78,35 @@ def autoattack_standard(
         )
 
     def tries(torchattacks: Any, asked: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            classes = asked(x[:1]).shape[-1]
-        x, asked = x.contiguous(), _AsFabTakesIt(asked)
-        ball: dict[str, Any] = {"eps": eps / 255, "seed": seed % 2**32}
+        x = x.contiguous()  # FAB takes views of its images
+        how: dict[str, Any] = {"eps": eps / 255, "seed": seed % 2**32}
+        targeted = {"n_classes": min(asked(x[:1]).shape[-1], 10), "steps": steps, **how}
         parts = [
-            torchattacks.APGD(asked, steps=steps, loss="ce", **ball),
-            torchattacks.APGDT(asked, steps=steps, n_classes=classes, **ball),
-            torchattacks.FAB(asked, steps=steps, multi_targeted=True, n_classes=classes, **ball),
-            torchattacks.Square(asked, n_queries=50 * steps, **ball),
+            torchattacks.APGD(asked, steps=steps, loss="ce", **how),
+            torchattacks.APGDT(asked, **targeted),
+            _fab(torchattacks.FAB)(asked, multi_targeted=True, **targeted),
+            torchattacks.Square(asked, n_queries=50 * steps, resc_schedule=False, **how),  # as AutoAttack has it
         ]
         return [torchattacks.MultiAttack(parts)(x, y)]
 
     return _by_torchattacks("AutoAttack", tries, model, x, y, eps, seed, 1, 1, batch_size, precision, classes=4)
+
+
+def _fab(fab: Any) -> Any:
+    """torchattacks' FAB, without the gradients that it leaves on the network's parameters."""
+
+    class Fab(fab):
+        def get_diff_logits_grads_batch_targeted(
+            self, imgs: Tensor, la: Tensor, la_target: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = imgs.detach().requires_grad_()
+                logits = self.get_logits(leaf).float()
+                lead = (logits.gather(1, la_target[:, None]) - logits.gather(1, la[:, None]))[:, 0]
+                (gradient,) = torch.autograd.grad(lead.sum(), leaf)
+            return lead.detach()[:, None], gradient.contiguous()[:, None]
+
+    return Fab
 
 
 def square(
@@ -123,6 +148,7 @@ def _by_torchattacks(
         raise SapcoreError(
             f"{name} needs torchattacks: install it with `pip install -e '.[attacks]'` in the checkout"
         ) from None
+    check_network(model)
     check_tensor("x", x)
     if x.dim() != 4:
         raise SapcoreError(f"the images have shape {tuple(x.shape)}, but {name} takes (N, C, H, W)")
@@ -130,7 +156,8 @@ def _by_torchattacks(
 
     def attack(x: Tensor, y: Tensor, ids: Tensor, rows: int) -> Tensor:
         asked.labels, asked.least_classes = y, classes
-        with _generators_of_its_own(seed % 2**32):
+        # without gradients of the attack's own steps, which torchattacks would keep to its end
+        with torch.no_grad(), _generators_of_its_own(seed % 2**32):
             found = [project(255 * found.detach(), x, eps) for found in tries(torchattacks, asked, x / 255, y)]
         return furthest_wrong(model, found, y, ids, passes, stream(seed, "choice"), rows, precision)
 
@@ -145,18 +172,6 @@ def _generators_of_its_own(seed: int) -> Iterator[None]:
         yield
 
 
-class _AsFabTakesIt(nn.Module):
-    """The network with logits in float32 and contiguous gradients, of which torchattacks' FAB takes views."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.flatten(1).view(x.shape)).float()
-
-
 class _Asked(nn.Module):
     """A network of pixels in 0-1 that answers every call with fresh passes, in float64."""
 
@@ -167,27 +182,32 @@ class _Asked(nn.Module):
         self.calls = 0
         self.labels: Tensor | None = None
         self.least_classes = 2
-        self.eval()
+        self.training = False
+        self.place = nn.Parameter(torch.empty(0, device=device_of(model)), requires_grad=False)  # torchattacks looks
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self._answer(x)
-        if self.labels is not None:
+        logits = check_logits(self._answer(x.contiguous(memory_format=torch.channels_last)), len(x)).double()
+        if self.labels is not None:  # once is enough
             check_labels(self.labels, len(self.labels), logits.shape[-1])
             if logits.shape[-1] < self.least_classes:
                 raise SapcoreError(
                     f"the network has {logits.shape[-1]} classes, but must have {self.least_classes} or more"
                 )
-            self.labels = None  # once is enough
+            if wrong := int((~logits.isfinite()).any(-1).sum()):
+                raise SapcoreError(f"the network's output is nan or inf for {wrong} of {len(logits)} images")
+            self.labels = None
+        if torch.is_grad_enabled() and x.requires_grad:
+            check_gradient(logits)
         return logits
 
-    def _answer(self, x: Tensor) -> Tensor:
+    def _answer(self, x: Tensor) -> Any:
         self.calls += 1
         seed = stream(self.seed, str(self.calls))
         if not isinstance(self.model, NoisyModel):
             with autocast(self.precision, x.device):
-                return self.model(255 * x).double()
+                return self.model(255 * x)
         if self.passes > 1:  # only asked for, never differentiated
             p = predict(self.model, 255 * x, self.passes, seed, None, self.batch_size, self.precision)
             return p.clamp(min=1e-30).log().to(x.device)
         with autocast(self.precision, x.device):
-            return self.model(255 * x, seed=seed).double()
+            return self.model(255 * x, seed=seed)
