@@ -5,7 +5,6 @@ numbers of its own for every image and pass. Noise on weights is on every tensor
 a linear layer, not on biases and BatchNorm; it is drawn anew for every pass, and all images of a pass share it.
 """
 
-import copy
 import math
 import threading
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from sapcore import noise_cpu
 from sapcore.errors import SapcoreError, is_number
-from sapcore.randomness import Begun, Noise, NoisyModel, normal, per_example, split_seed, words
+from sapcore.randomness import Begun, Noise, NoisyModel, copy_of, normal, per_example, split_seed, words
 from sapcore.sap.layer import ModuleTypes, put_after, sap
 from sapcore.sap.reference import draws, from_units, to_units
 
@@ -92,7 +91,7 @@ def with_dwp(model: nn.Module, percent: float) -> nn.Module:
     if not is_number(percent) or not 0 <= percent <= 100:
         raise SapcoreError(f"percent is {percent!r}, but must be a number from 0 to 100")
     percent = float(percent)
-    pruned = copy.deepcopy(model)
+    pruned = copy_of(model)
     for _, weight in _weights(pruned):
         flat = weight.detach().reshape(-1)
         order = flat.abs().argsort(descending=True, stable=True)
@@ -233,7 +232,7 @@ class _NoisyWeights(NoisyModel):
     def __init__(
         self, model: nn.Module, noisy: Callable[[Tensor, int, int, int], Tensor], description: dict[str, object]
     ) -> None:
-        super().__init__(copy.deepcopy(model), Noise(), description)
+        super().__init__(copy_of(model), Noise(), description)
         self.noisy = noisy
         _weights(self.model)
 

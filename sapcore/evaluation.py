@@ -210,7 +210,7 @@ def noisy_passes(
     n, device, told = len(begun), begun.parts[0].device, _TOLD.get()
     if not isinstance(model, NoisyModel):
         with autocast(precision, device):
-            yield passes.start, check_logits(begun.model(*begun.parts), n)[None].float()
+            yield passes.start, check_logits(begun.model(*begun.cloned().parts), n)[None].float()
         if told:
             told(n)
         return
@@ -219,6 +219,7 @@ def noisy_passes(
     for start in range(passes.start, passes.stop, group):
         numbers = torch.arange(start, min(start + group, passes.stop))
         rows = begun.repeated(len(numbers))
+        rows = rows.cloned() if begun.model is model.model and rows is begun else rows
         with autocast(precision, device):
             logits = model(rows, seed=seed, ids=ids.repeat(len(numbers)), passes=numbers.repeat_interleave(n))
         yield start, check_logits(logits, len(rows)).float().reshape(len(numbers), n, -1)

@@ -12,7 +12,8 @@ import math
 import numbers
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,10 @@ class Begun:
             return self
         return Begun(self.model, tuple(torch.cat([part] * times) for part in self.parts))  # channels last stay so
 
+    def cloned(self) -> "Begun":
+        """The same in memory of its own, for a network that may change its input in place."""
+        return Begun(self.model, tuple(part.clone() for part in self.parts))
+
 
 def check_plain(model: nn.Module) -> None:
     """Raises `SapcoreError` for what is no network, and for one that is noisy already."""
@@ -165,6 +170,10 @@ class NoisyModel(nn.Module):
         self.plain: tuple[nn.Module, ...] = ()  # the network without noise, if it is known; not a part of this one
         self._split_of: tuple[list[object], list[Tensor]] = ([], [])
         self._halves: tuple[nn.Module, nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is saved, finds out for itself where its noise begins."""
+        return {**self.__dict__, "_split_of": ([], []), "_halves": None}
 
     def forward(self, x: Tensor | Begun, seed: int = 0, ids: Tensor | None = None, passes: Tensor | int = 0) -> Tensor:
         """One noisy pass per row.
@@ -221,11 +230,12 @@ class NoisyModel(nn.Module):
             (
                 module,
                 has_hooks(module),
-                {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)},
+                {k: v if isinstance(v, bool | int | float | str) else repr(v) for k, v in _own(module, _VALUES)},
             )
             for module in self.model.modules()
         ]
-        return steps, [*self.model.parameters(), *self.model.buffers()]
+        plain = [tensor for module in self.model.modules() for _, tensor in _own(module, Tensor)]
+        return steps, [*self.model.parameters(), *self.model.buffers(), *plain]
 
     @torch.no_grad()
     def _is_the_same(self, traced: nn.Module, x: Tensor) -> bool:
@@ -241,6 +251,27 @@ class NoisyModel(nn.Module):
             return bool(torch.equal(expected, traced(x.clone())))
         except Exception:  # what was traced is another network
             return False
+
+
+_OF_TORCH = vars(nn.Module()).keys()
+_VALUES = (bool, int, float, str, tuple, list, dict, set, type(None))
+
+
+def _own(module: nn.Module, kinds: Any) -> Iterator[tuple[str, Any]]:
+    """The module's attributes of these types, but for those that torch keeps on every module."""
+    return ((k, v) for k, v in vars(module).items() if isinstance(v, kinds) and k not in _OF_TORCH)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of a network; raises `SapcoreError` for what is no network, or cannot be copied."""
+    check_module(model)
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise SapcoreError(
+            "the network cannot be copied, because one of its tensors is computed from others; "
+            "after weight_norm, torch.nn.utils.remove_weight_norm makes it a weight of its own"
+        ) from error
 
 
 @torch.no_grad()

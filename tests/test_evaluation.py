@@ -330,6 +330,30 @@ class InPlace(nn.Module):
         return x.div_(255).flatten(1)[:, :10]
 
 
+class ThenRectified(nn.Module):
+    """Changes its input in place, and is of a kind that noise can be put into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.relu(x.sub_(100).div_(60).flatten(1))
+        return found[:, :10]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_changes_its_input_in_place_gets_its_own(channels: int) -> None:
+    torch.manual_seed(0)
+    x = (255 * torch.rand(5, channels, 8, 8)).contiguous(memory_format=torch.channels_last)
+    before, noisy = x.clone(), with_sap(ThenRectified().eval())
+    found = [predict(noisy, x, passes=4, batch_size=rows) for rows in (5, 7, 20)]
+    predict(ThenRectified().eval(), x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
+
+
 class InNumpy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(x.numpy()).flatten(1)[:, :10]

@@ -1,6 +1,8 @@
 """What noisy passes have in common is computed once, and nothing else changes."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +215,39 @@ def test_a_relu_in_place_whose_effect_others_see_stays() -> None:
     model, x = SeenInPlace().eval(), torch.randn(6, 5)
     with torch.no_grad():
         torch.testing.assert_close(with_sap(model, 1e6)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+class OfPlainAttributes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.factors, self.linear, self.relu = torch.ones(5), [2.0, 3.0], nn.Linear(5, 5), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.relu(self.linear((x - self.mean) * self.factors[0]) * self.factors[1])
+        return found
+
+
+@pytest.mark.parametrize("changed", ["mean", "factors"])
+def test_plain_tensors_and_lists_that_change_later_are_seen(changed: str) -> None:
+    torch.manual_seed(0)
+    model, x = OfPlainAttributes().eval(), torch.randn(6, 5)
+    noisy = with_sap(model, 60)
+    inside: Any = noisy.model
+    with torch.no_grad():
+        before = noisy(noisy.begin(x))
+        if changed == "mean":
+            inside.mean = torch.zeros(5)
+        else:
+            inside.factors[0] = 7.0
+        assert torch.equal(noisy(noisy.begin(x)), noisy(x))
+        assert not torch.equal(noisy(x), before)
+
+
+def test_a_copy_is_split_anew() -> None:
+    noisy, x = with_sap(OfPlainAttributes().eval(), 60), torch.randn(6, 5)
+    noisy.begin(x)
+    assert noisy._halves is not None
+    assert copy.deepcopy(noisy)._halves is None
 
 
 @pytest.mark.parametrize("changed", ["scale", "mean", "moved"])

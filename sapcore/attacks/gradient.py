@@ -107,11 +107,15 @@ def dense_backward(
     """The mean over passes of the loss's gradient by the noisy logits, taken back through the network without noise.
 
     BPDA (Athalye et al. 2018) with the dense network's backward pass in the place of SAP's.
-    Raises `SapcoreError` for a network that was not made by `with_sap`.
+    That network is the one that was given to `with_sap` or `with_bernoulli_sap`, as it is now.
+    Raises `SapcoreError` for a network that neither has made.
     """
     plain = getattr(model, "plain", ())
     if not plain:
-        raise SapcoreError("dense_backward needs a network that with_sap made: it goes back through the one without")
+        raise SapcoreError(
+            "dense_backward needs a network that with_sap or with_bernoulli_sap made: it goes back through the one "
+            "without noise"
+        )
     network = plain[0] if device_of(plain[0]) == x.device else copy.deepcopy(plain[0]).to(x.device)
     check_network(network)
     by_logits, loss_of = torch.zeros((), device=x.device, dtype=torch.float64), _loss(loss, y)

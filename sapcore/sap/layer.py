@@ -1,6 +1,5 @@
 """SAP as a function, as a module, and as a copy of a pretrained network with SAP after every ReLU."""
 
-import copy
 import functools
 import importlib.util
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sapcore.errors import SapcoreError, check_tensor
-from sapcore.randomness import Noise, NoisyModel, check_plain, per_example
+from sapcore.randomness import Noise, NoisyModel, check_plain, copy_of, per_example
 from sapcore.sap import cpu, reference
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
@@ -70,8 +69,7 @@ def _sap(
     backend: str,
 ) -> tuple[Tensor, Any]:
     """`sap` of h, or of relu(h) in the same step; the mask is None if it is not wanted."""
-    if backend not in BACKENDS:
-        raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
+    check_backend(backend)
     if h.dim() < 2 or not h.is_floating_point():
         raise SapcoreError(f"h is {h.dtype} with shape {tuple(h.shape)}, but must be float with shape (N, ...)")
     r = count_draws(h, percent, ids)
@@ -218,7 +216,7 @@ class SAP(nn.Module):
     ) -> None:
         super().__init__()
         reference.draws(percent, 1)
-        self.percent, self.noise, self.backend, self.rectify = percent, noise, backend, rectify
+        self.percent, self.noise, self.backend, self.rectify = percent, noise, check_backend(backend), rectify
         self.backward_kind = check_backward(backward)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -249,6 +247,13 @@ class SAP(nn.Module):
         if type(before) is nn.BatchNorm2d and self.rectify and self.backward_kind == "constant":
             return NormalizedSAP(before, self)
         return None
+
+
+def check_backend(backend: str) -> str:
+    """One of `BACKENDS`."""
+    if backend not in BACKENDS:
+        raise SapcoreError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
+    return backend
 
 
 def check_backward(backward: str) -> str:
@@ -317,7 +322,8 @@ def with_sap(
     one `SAP(rectify=True)`; a ReLU with hooks, or in place, stays before a SAP of its own. Only modules count:
     a network that calls `torch.relu` in its forward must make it an `nn.ReLU` first. `after` names other types of
     modules that SAP is to follow, as `torch.nn.GELU`, or a tuple of such. `backward` is for adversaries,
-    see `SAP`: the outputs are the same, their gradients are not.
+    see `SAP`: the outputs are the same, their gradients are not. `noisy.plain` holds the original itself, through which
+    the estimator `dense_backward` goes.
     Raises `SapcoreError` if the network has no module of the types `after`, or is noisy already.
     """
     noise = Noise()
@@ -355,7 +361,9 @@ def replace_modules(
 
     Raises `SapcoreError` if there is none, with the hint.
     """
-    copied = copy.deepcopy(model)
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise SapcoreError("the network is a compiled one; give the network that was compiled, its `_orig_mod`")
+    copied = copy_of(model)
     found = 0
     for parent in list(copied.modules()):
         for name, child in list(parent._modules.items()):  # named_children leaves out repeated modules

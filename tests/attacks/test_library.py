@@ -101,6 +101,57 @@ def test_autoattacks_standard_version_asks_as_often_as_is_said(monkeypatch: pyte
     assert sum(asked.values()) == Attack("autoattack_standard", 8, passes=1, steps=4).gradients
 
 
+ALL = pytest.mark.parametrize("attack", [library.autoattack, library.autoattack_standard, library.square])
+
+
+def small(classes: int = 10) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 20), nn.ReLU(), nn.Linear(20, classes)).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@ALL
+def test_a_network_is_left_as_it_was(attack: Any, digits: Images) -> None:
+    model, x, y = small(), digits[0][:5, :, ::4, ::4].float(), digits[1][:5]
+    attack(model, x, y, 4, 2)
+    assert [p.grad for p in model.parameters()] == 4 * [None]
+    assert all(p.requires_grad for p in model.parameters())
+    model.train()
+    with pytest.raises(SapcoreError, match=r"^the network is in training mode; call model.eval\(\) first"):
+        attack(model, x, y, 4, 2)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore")
+@ALL
+def test_answers_that_are_no_logits_are_refused(attack: Any, digits: Images) -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.flatten(1)[:, :10], x
+
+    x, y = digits[0][:3, :, ::4, ::4].float(), digits[1][:3]
+    with pytest.raises(SapcoreError, match=r"^the network's output has type tuple, but must be logits"):
+        attack(Pair().eval(), x, y, 4, 2)
+    broken = small()
+    with torch.no_grad():
+        list(broken.parameters())[-1][0] = torch.nan
+    with pytest.raises(SapcoreError, match=r"^the network's output is nan or inf for \d of \d images$"):
+        attack(broken, x, y, 4, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_many_classes_the_nine_likeliest_are_aimed_at() -> None:
+    def gradients(classes: int) -> int:
+        model, calls = small(classes), [0]
+        with torch.no_grad():
+            list(model.parameters())[-1][4] = 1e6
+        model[3].register_full_backward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+        library.autoattack_standard(model, torch.full((1, 3, 8, 8), 100.0), torch.tensor([4]), 2, 2)
+        return calls[0]
+
+    assert gradients(10) == gradients(15) == 10 * 3 + 9 * 2
+
+
 def test_autoattacks_standard_version_is_for_no_noise(noisy: NoisyModel, digits: Images) -> None:
     with pytest.raises(SapcoreError, match=r"^AutoAttack's standard version is for a network without noise; take "):
         library.autoattack_standard(noisy, digits[0][:2].float(), digits[1][:2], 4)

@@ -91,6 +91,70 @@ def test_a_network_in_training_mode_is_refused(
         attack(with_sap(model) if noisy_too else model, *few, 4)
 
 
+class Auxiliary(nn.Module):
+    """A branch before the first noise that the output does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.aside = nn.Linear(192, 20), nn.Linear(20, 10), nn.Linear(20, 5)
+        self.relu, self.other = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.flatten(1) / 255)
+        aside = self.other(self.aside(h))
+        return self.second(self.relu(h)) if not self.training else aside
+
+
+class InPlace(nn.Module):
+    """Normalizes the pixels where they stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.ReLU(), nn.Linear(10, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.body(x.sub_(100).div_(60))
+        return found
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [Auxiliary, InPlace])
+@pytest.mark.parametrize("noisy_too", [False, True])
+def test_networks_with_a_branch_aside_and_those_that_change_their_input_are_attacked(
+    attack: Callable[..., Tensor], kind: type[nn.Module], noisy_too: bool
+) -> None:
+    torch.manual_seed(0)
+    x, y = (torch.rand(6, 3, 8, 8) * 255).contiguous(memory_format=torch.channels_last), torch.arange(6)
+    before, model = x.clone(), kind().eval()
+    model = with_sap(model) if noisy_too else model
+    found = (
+        [attack(model, x, y, 4, passes=2, batch_size=rows) for rows in (6, 60)]
+        if noisy_too
+        else 2 * [attack(model, x, y, 4)]
+    )
+    assert torch.equal(x, before)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], x)
+
+
+@BOTH
+def test_an_output_without_a_gradient_is_refused(few: tuple[Tensor, Tensor], attack: Callable[..., Tensor]) -> None:
+    class Votes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.one_hot(x.flatten(1)[:, :10].argmax(1), 10).float()
+
+    with pytest.raises(SapcoreError, match=r"^the network's output has no gradient, by its own forward, and this "):
+        attack(Votes().eval(), *few, 4)
+
+
+def test_inference_mode_is_named(dense: nn.Module, few: tuple[Tensor, Tensor]) -> None:
+    with (
+        torch.inference_mode(),
+        pytest.raises(SapcoreError, match=r"^the network's output has no gradient, in torch.inference_mode\(\), and"),
+    ):
+        attacks.fgsm(dense, *few, 4)
+
+
 @BOTH
 @pytest.mark.parametrize("number", [2, 4, 0])
 def test_images_and_labels_of_different_number_are_refused(

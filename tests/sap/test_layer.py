@@ -196,6 +196,23 @@ def test_passes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         sap(torch.ones(3, 5), passes=torch.zeros(shape, dtype=torch.int64))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of weight_norm
+def test_networks_that_cannot_be_copied_or_seen_into_are_refused() -> None:
+    def small() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(5, 5), nn.ReLU())
+
+    computed = small()
+    nn.utils.weight_norm(computed[0])
+    computed(torch.ones(1, 5))
+    with pytest.raises(SapcoreError, match=r"^the network cannot be copied, because one of its tensors is computed "):
+        with_sap(computed)
+    compiled = torch.compile(small(), backend="eager")
+    with pytest.raises(SapcoreError, match=r"^the network is a compiled one; give the network that was compiled, its "):
+        with_sap(compiled)  # type: ignore[arg-type]
+    with pytest.raises(SapcoreError, match=r"^backend is 'tpu', but must be one of auto, reference, cpu, gpu$"):
+        with_sap(small(), backend="tpu")
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(SapcoreError, match="backend is 'tpu', but must be one of auto, reference, cpu"):
         sap(torch.ones(1, 5), backend="tpu")
