@@ -148,9 +148,9 @@ READ = {
     "the iterative attack is stronger": "dense; dense; fgsm, iterative; 1 2 4",
     "SAP-100 holds out": "dense; dense, SAP-100; iterative; 1 2 4",
     "robust": "dense; dense, SAP-100; "
-    "autoattack, fgsm, fgsm on dense, iterative, iterative on dense, noise, square; 1 2 4",
+    "autoattack, autoattack_standard, fgsm, fgsm on dense, iterative, iterative on dense, noise, none, square; 0 1 2 4",
     "robust with ADV": "adv; dense, SAP-100; "
-    "autoattack, fgsm, fgsm on dense, iterative, iterative on dense, noise, square; 1 2 4",
+    "autoattack, autoattack_standard, fgsm, fgsm on dense, iterative, iterative on dense, noise, none, square; 0 1 2 4",
     "dense's iterates hurt more": "dense; SAP-100; iterative, iterative on dense; 1 2 4",
     "broken at 0.031": "dense; Bernoulli-SAP-200; iterative; 7.905",
     "that attack, SAP as published": "dense; Bernoulli-SAP-200, SAP-100; iterative, none; 0 7.905",
@@ -792,3 +792,13 @@ def test_some_games_that_lose_and_none_that_gains_hold_in_direction(monkeypatch:
     assert verdict() == DIRECTION
     returns["Bowling"] = [15.0, 15.2, 15.1]
     assert verdict() == FAILS
+
+
+def test_costs_lie_between_the_least_and_the_largest_difference() -> None:
+    numbers, names = Numbers(), ("28 × 28 crops", "wrapped pixels", "colour jitter")
+    dense, sap = ([numbers.at("readings", n, 0, panel)["accuracy"] for n in names] for panel in ("dense", "SAP-100"))
+    costs = [100 * (a - b) for a, b in zip(dense, sap, strict=True)]
+    shown = numbers.between("readings", names, 0, "SAP-100", less_than="dense")
+    assert shown == f"{min(costs):.0f} to {max(costs):.0f} points"
+    assert numbers.between("readings", names, 0, "SAP-100") == f"{100 * min(sap):.0f} to {100 * max(sap):.0f} %"
+    assert numbers.between("readings", ("no such way",), 0, "SAP-100") == "(not computed yet)"

@@ -505,7 +505,8 @@ def statistics_of_its_own_leave_more_at_small_eps_and_mislead_fgsm() -> None:
         assert clearly_above(left(own, e), left(plain, e)) == (e < 4)
         assert clearly_above(left(own, e), strongest("dense", e)) or e == 4
         assert strongest("ADV", e)["accuracy"] > left(own, e)["accuracy"]
-    assert [round(100 * strongest("ADV", e)["accuracy"]) for e in (1, 2)] == [78, 58]
+    assert [strongest("ADV", e)["accuracy"] for e in (1, 2)] == [0.775, 0.585]
+    assert [clearly_above(strongest("ADV", e), left(own, e)) for e in (1, 2)] == [False, True]
     most = [strongest(plain, e) for e in (1, 2, 4)]
     assert all(left(plain, e)["accuracy"] - found["accuracy"] < 0.03 for e, found in zip((1, 2, 4), most, strict=True))
     tried = pd.concat([frame("ladder"), frame("ladder_checks")])
@@ -572,6 +573,13 @@ def the_mean_gradient_with_a_constant_scale_is_the_weak_way() -> None:
             assert not clearly_above(row("ladder", "FGSM", e, "SAP-100"), row("ladder", name, e, "SAP-100"))
 
 
+def going_on_along_the_mean_gradient_does_more() -> None:
+    far = row("fig1c_steps", "SAP-100 vs SAP-100, λ = 4", 100, column="steps")
+    assert round(100 * far["accuracy"]) == 20
+    for name in ("FGSM", "PGD, mean of gradients", "AutoAttack (rand)"):
+        assert clearly_above(row("ladder", name, 4, "SAP-100"), far)
+
+
 def going_through_the_scale_or_past_sap_is_the_strong_way() -> None:
     def better(name: str) -> list[int]:
         fgsm = {e: row("ladder", "FGSM", e, "SAP-100") for e in (1, 2, 4)}
@@ -614,11 +622,44 @@ def ten_small_noisy_steps_do_what_one_large_one_does() -> None:
     assert abs(small["accuracy"] - large["accuracy"]) < 0.02
 
 
+def ten_noisy_steps_hardly_get_to_8() -> None:
+    at_8, at_16 = (row("fig1c", "SAP-100 vs SAP-100", e) for e in (8, 16))
+    assert abs(at_8["accuracy"] - at_16["accuracy"]) < 0.005
+    clear = {
+        e: clearly_above(row("fig1c", "SAP-100 vs SAP-100", e), row("fig6", "100 MC passes", e)) for e in (1, 2, 4, 8)
+    }
+    assert clear == {1: False, 2: False, 4: False, 8: True}
+
+
+def few_samples_would_help_with_sap_100_among_them() -> None:
+    verdicts = claims.scorecard().set_index("name")["verdict"]
+    assert verdicts["few samples help under attack"] != claims.HOLDS
+    for e in (1, 2, 4):
+        assert any(clearly_above(row("fig1b", f"SAP-{k}", e), row("fig1b", "dense", e)) for k in (5, 10, 25, 50, 100))
+
+
 def the_ladder_is_of_200_images() -> None:
     assert set(pd.concat([frame("ladder"), frame("ladder_checks")])["images"]) == {200}
 
 
 CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
+    (
+        "11_adaptive_attacks",
+        "a hundred steps of λ/4 along the same gradient leave 20 % at λ = 4 (chapter {doc}`04_iterative`, 1,000 "
+        "images), clearly less.",
+        going_on_along_the_mean_gradient_does_more,
+    ),
+    (
+        "intro",
+        "is asked of fewer samples than SAP-100's; with SAP-100 among them it would hold.",
+        few_samples_would_help_with_sap_100_among_them,
+    ),
+    (
+        "04_iterative",
+        "on CIFAR-10 clearly so at λ = 8, where ten steps of 1 hardly get if they do not agree: what is left at 16 is "
+        "the same.",
+        ten_noisy_steps_hardly_get_to_8,
+    ),
     (
         "08_mc_samples",
         "Even a thousand leave this one step far from what attacks that are made for SAP get to",
@@ -663,10 +704,11 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
         "11_adaptive_attacks",
         "On CIFAR-10 SAP-100 with these statistics gets 88 % of the images right without an attack instead of 64. At "
         "λ = 4 FGSM on its own gradient leaves 63 %, and PGD along the same gradient hardly less: for the most "
-        "part that is a gradient that misleads, because BPDA leaves 8 %, not clearly more than the 3 of SAP-100 as the "
-        "paper has it. At λ = 1 and 2 the strongest of these leaves 65 and 43 %, clearly more than the 42 and 21 % "
-        "there, and than dense keeps. ADV, which has no SAP, keeps more: 78 and 58 %. At λ = 7.905 single passes "
-        "through SAP's scale leave none of the 200 images, and BPDA none.",
+        "part that is a gradient too noisy to follow (of one layer by itself its mean is BPDA's), because BPDA leaves "
+        "8 %, not clearly more than the 3 of SAP-100 as the paper has it. At λ = 1 and 2 the strongest of these leaves "
+        "65 and 43 %, clearly more than the 42 and 21 % there, and than dense keeps. ADV, which has no SAP, keeps "
+        "more, clearly so at 2: 77.5 and 58.5 %. At λ = 7.905 single passes through SAP's scale leave none of the 200 "
+        "images, and BPDA none.",
         statistics_of_its_own_leave_more_at_small_eps_and_mislead_fgsm,
     ),
     (
@@ -845,7 +887,7 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
         "fall as far: its gains are clear at every λ, in the paper's direction, and at λ = 1 the return is between "
         "three and four times as large, where the paper's is 35 times. Along the gradient of the agent without SAP the "
         "gains at λ = 1 and 2 are clear, too, and more than half as large; at 4 and 8 there are none: SAP-100 owes "
-        "its gains along its own gradient at these λ to a gradient that misleads the attack. Along its own gradient "
+        "its gains along its own gradient at these λ to the gradient that the attack follows. Along its own gradient "
         "its return is never clearly above a random policy's, and at λ = 1 it is clearly below; at 4 and 8 fifteen "
         "episodes cannot tell it from its own play without an attack either.",
         sap_helps_on_bowling,
