@@ -420,13 +420,13 @@ def _low_dropout(n: Numbers) -> Verdict:
 
 
 def _sap_costs_less_than_dropout(n: Numbers) -> Verdict:
-    """SAP-100 is clearly above every rate of 0.05 or more, and within ten points of dense; in direction: the former."""
+    """SAP-100 is clearly above every rate of 0.25 or more, and within ten points of dense; in direction: the former."""
     sap, dense = n.at("fig1b", "SAP-100", 0), n.at("fig1b", "dense", 0)
     rows = [n.at("fig2a", f"dropout-{rate:g}", 0) for rate in experiments.TEST_RATES]
     why = f"SAP-100 {_shown(sap)}, dense {_shown(dense)}; dropout " + ", ".join(
         f"{rate:g}: {_shown(row)}" for rate, row in zip(experiments.TEST_RATES, rows, strict=True)
     )
-    high = [row for rate, row in zip(experiments.TEST_RATES, rows, strict=True) if rate >= 0.05]
+    high = [row for rate, row in zip(experiments.TEST_RATES, rows, strict=True) if rate >= 0.25]
     if not all(sap["low"] > row["high"] for row in high):
         return Verdict(FAILS, why)
     return Verdict(HOLDS if _minus(dense["accuracy"], sap["accuracy"]) <= 0.1 else DIRECTION, why)
@@ -524,13 +524,19 @@ def _others_calibrated(n: Numbers) -> Verdict:
 
 
 def _calibration_pairs(n: Numbers) -> list[tuple[str, pd.Series, pd.Series]]:
-    """The errors with SAP and without it, at each eps where one of the two networks is clearly above guessing."""
+    """The errors with SAP and without it, at each eps where the network with SAP is clearly above guessing.
+
+    One that guesses and knows it has no error at all. Raises `Missing` if there is no such eps.
+    """
     rows = _calibrations(n)
-    return [
+    pairs = [
         (f"{name}, λ = {e:g}", rows[name][e], rows[without][e])
         for name, without in (("SAP-100", "dense"), ("ADV+SAP-100", "ADV")) for e in rows[name]
-        if max(n.at("fig3", one, e)["low"] for one in (name, without)) > GUESSING
+        if n.at("fig3", name, e)["low"] > GUESSING
     ]  # fmt: skip
+    if not pairs:
+        raise Missing("at no λ is a network with SAP clearly above guessing")
+    return pairs
 
 
 def _errors_of(pairs: list[tuple[str, pd.Series, pd.Series]]) -> str:
@@ -557,14 +563,14 @@ def _preserves_calibration(n: Numbers) -> Verdict:
 def _best_calibrated(n: Numbers) -> Verdict:
     errors = _errors(n)
     winners = {}
-    for e in (8, 16, 32):
+    for e in (8, 16):
         at = {name: row[e] for name, row in errors.items()}
         winners[e] = min(at, key=at.__getitem__)
     why = "smallest calibration error: " + ", ".join(
         f"{name} ({_percent(errors[name][e])}) at λ = {e:g}" for e, name in winners.items()
     )
     won = sum(name == "ADV+SAP-100" for name in winners.values())
-    return Verdict(HOLDS if won == 3 else DIRECTION if won == 2 else FAILS, why)
+    return Verdict(HOLDS if won == 2 else DIRECTION if won else FAILS, why)
 
 
 def _returns(n: Numbers, series: str, eps: float, game: str) -> list[float]:
@@ -576,9 +582,9 @@ def _change(n: Numbers, eps: float, game: str) -> tuple[float, float, float]:
     return relative_change(_returns(n, "SAP-100", eps, game), _returns(n, "dense", eps, game))
 
 
-def _better_than_chance(n: Numbers, eps: float, game: str) -> bool:
-    """Whether the agent without SAP, attacked or not, is clearly above a random policy."""
-    return bool(n.at("table1", "dense", eps, game)["low"] > n.at("table1", "random", 0, game)["high"])
+def _better_than_chance(n: Numbers, eps: float, game: str, player: str = "dense") -> bool:
+    """Whether the agent, without SAP if not told otherwise, attacked or not, is clearly above a random policy."""
+    return bool(n.at("table1", player, eps, game)["low"] > n.at("table1", "random", 0, game)["high"])
 
 
 def _has_learnt(n: Numbers, game: str) -> bool:
@@ -622,9 +628,21 @@ def _games_lose_when_clean(n: Numbers) -> Verdict:
     return Verdict(verdict, _said(changes) + rest)
 
 
+FEWEST_CHANGES = 10
+"""Of fewer comparisons under attack in which somebody still plays nothing is said."""
+
+
 def _games_gain_when_attacked(n: Numbers) -> Verdict:
     learnt, rest = _learnt(n)
-    changes = {f"{game} at λ = {e:g}": _change(n, e, game) for game in learnt for e in ATTACKED}
+    changes = {
+        f"{game} at λ = {e:g}": _change(n, e, game) for game in learnt for e in ATTACKED
+        if any(_better_than_chance(n, e, game, player) for player in ("dense", "SAP-100"))
+    }  # fmt: skip
+    if len(changes) < FEWEST_CHANGES:
+        raise Missing(
+            f"in {len(changes)} of {len(ATTACKED) * len(learnt)} comparisons one of the two is clearly above a random "
+            f"policy, in fewer than ten, and nearer to one is no gain: {_said(changes)}"
+        )
     up, gained, down, _ = _counted(changes.values())
     losses = {label: change for label, change in changes.items() if change[2] < 0}
     why = f"of {len(changes)} changes {_signs(changes.values())}"
@@ -638,6 +656,11 @@ def _bowling(n: Numbers) -> Verdict:
     if not _has_learnt(n, "Bowling"):
         raise Missing("the agent for Bowling is not clearly above a random policy, so that a change says nothing")
     change, low, high = _change(n, 1, "Bowling")
+    if not _better_than_chance(n, 1, "Bowling", "SAP-100"):
+        raise Missing(
+            f"SAP-100 changes the return by {in_percent(change, low, high)} %, to one that is not clearly above a "
+            "random policy's, which would gain as well"
+        )
     value = TABLE_1[1][GAMES.index("Bowling")]
     why = f"{in_percent(change, low, high)}, published {100 * value:+.1f} (%)"
     ours = 0 < low <= value <= high < float("inf")
@@ -656,7 +679,7 @@ def _none_matches_sap(n: Numbers) -> Verdict:
     best = {(kind.upper(), e): _best_level(n, kind, e) for kind in _NOISES for e in SMALL}
     sap: dict[float, pd.Series] = {e: n.at("fig1b", "SAP-100", e) for e in SMALL}
     reached = [f"{p} at λ = {e:g} ({_shown(row)})" for (p, e), row in best.items() if row["high"] >= sap[e]["low"]]
-    passed = [name for name, row in best.items() if row["accuracy"] > sap[name[1]]["accuracy"]]
+    passed = [(row, sap[e]) for (_, e), row in best.items() if row["low"] > sap[e]["high"]]
     why = "SAP-100: " + ", ".join(f"{_shown(row)} at λ = {e:g}" for e, row in sap.items())
     why += "; reached by " + (", ".join(reached) if reached else "none at its best level")
     return Verdict(HOLDS if not reached else DIRECTION if not passed else FAILS, why)
@@ -752,7 +775,7 @@ def _pruned_weights(n: Numbers) -> Verdict:
 
 
 def _pruned_weights_at_random(n: Numbers) -> Verdict:
-    """Between the mildest SWP and the sparsest one is above the former ("marginally") and clearly above the latter.
+    """Between the mildest SWP and the sparsest one is clearly above both, by however little.
 
     At each small eps; in direction: at one, and nowhere are all clearly below the mildest.
     """
@@ -760,7 +783,7 @@ def _pruned_weights_at_random(n: Numbers) -> Verdict:
     for e in SMALL:
         first, *between, last = _levels(n, "swp", e)
         best = max(between, key=lambda row: float(row["accuracy"]))
-        found.append(best["accuracy"] > first["accuracy"] and best["low"] > last["high"])
+        found.append(best["low"] > max(first["high"], last["high"]))
         lost |= best["high"] < first["low"]
         why.append(f"λ = {e:g}: " + ", ".join(f"{row['series']} {_shown(row)}" for row in (first, best, last)))
     verdict = HOLDS if all(found) else DIRECTION if any(found) and not lost else FAILS
@@ -822,11 +845,14 @@ def _twenty_seconds(_: Numbers) -> Verdict:
         raise Missing(str(error)) from None
     said = []
     for row in rows:
-        ours = min(entry["p50"] for entry in row["table"] if entry["network"] == "SAP-100")
-        printed = (entry["p50"] for entry in row["table"] if "as printed" in entry["network"])
-        said.append(
-            f"{ours:.2g} s on {row['provenance']['device']}" + "".join(f", {s:.2g} s as printed" for s in printed)
+        ours = ", ".join(
+            f"{entry['p50']:.2g} s in {entry['precision']}" for entry in row["table"] if entry["network"] == "SAP-100"
         )
+        printed = (
+            f", Algorithm 1 as printed {entry['p50']:.2g} s in {entry['precision']}, timed once"
+            for entry in row["table"] if "as printed" in entry["network"]
+        )  # fmt: skip
+        said.append(f"{ours} on {row['provenance']['device']}" + "".join(printed))
     return Verdict(
         OPEN, "the paper's is a time of its code on GPUs that it does not name; ours takes " + "; ".join(said)
     )
@@ -1035,7 +1061,8 @@ CLAIMS = (
     Claim(
         "dropout helps little",
         "Sec. 3.1",
-        "Dropout confers little advantage over dense; judged here on the pretrained network.",
+        "Dropout confers little advantage over dense; judged here on the pretrained network, though the paper blames "
+        "training with dropout for it.",
         "At λ = 1, 2, 4 no rate is clearly above dense by five points or more; in direction: at one λ at most.",
         "fig2a",
         _no_gain_at_test_time,
@@ -1045,7 +1072,7 @@ CLAIMS = (
         "SAP costs less than dropout",
         "Sec. 3.1",
         "SAP, unlike dropout, costs a pretrained network little accuracy.",
-        "At λ = 0 SAP-100 is clearly above dropout at every rate of 0.05 or more, and loses ten points at most; "
+        "At λ = 0 SAP-100 is clearly above dropout at every rate of 0.25 or more, and loses ten points at most; "
         "in direction: clearly above.",
         "fig2a",
         _sap_costs_less_than_dropout,
@@ -1145,7 +1172,7 @@ CLAIMS = (
         "SAP improves calibration",
         "Sec. 6",
         "Under attack SAP improves calibration.",
-        "From λ = 1 on, where one of a pair is clearly above guessing, the errors of SAP-100 and ADV+SAP-100 are "
+        "From λ = 1 on, where the one with SAP is clearly above guessing, the errors of SAP-100 and ADV+SAP-100 are "
         "clearly below dense's and ADV's; in direction: at most λ, and clearly above at none.",
         "fig4",
         _improves_calibration,
@@ -1155,9 +1182,9 @@ CLAIMS = (
         "SAP preserves calibration",
         "Abstract",
         "SAP preserves calibration.",
-        "At no λ, where one of a pair is clearly above guessing, is the error of SAP-100 or ADV+SAP-100 clearly above "
-        "dense's or ADV's there; in direction: at fewer than half of them. The error without "
-        "an attack is not what it is compared with.",
+        "At no λ, where the one with SAP is clearly above guessing, is the error of SAP-100 or ADV+SAP-100 clearly "
+        "above dense's or ADV's there; in direction: at fewer than half of them. The error without an attack is not "
+        "what it is compared with.",
         "fig4",
         _preserves_calibration,
         written=AFTER,
@@ -1166,10 +1193,10 @@ CLAIMS = (
         "ADV+SAP-100 is best calibrated",
         "Sec. 4.1",
         "For larger λ ADV+SAP-100 is calibrated best.",
-        "At λ = 8, 16 and 32 its error is the smallest of the four; in direction: at two of them.",
+        "At λ = 8 and 16 its error is the smallest of the four; in direction: at one of them. At 32 all only guess.",
         "fig4",
         _best_calibrated,
-        written=PART,
+        written=AFTER,
     ),
     Claim(
         "games lose without an attack",
@@ -1185,28 +1212,32 @@ CLAIMS = (
         "games gain under attack",
         "Sec. 4.2",
         "Under attack SAP-100 raises the return, with one exception.",
-        "Of the changes at λ = 1 to 8 of the agents that are clearly above a random policy without an attack, one at "
-        "most is a clear loss, and gains outnumber losses by a sign test at 5 %, which takes them as independent; in "
-        "direction: more gains than losses, of the clear ones too. The paper's table leaves 5 of its 24 blank.",
+        "Of the changes at λ = 1 to 8 of the agents that are clearly above a random policy without an attack, where "
+        "one of the two still is with it, one at most is a clear loss, and gains outnumber losses by a sign test at "
+        "5 %, which takes them as independent; in direction: more gains than losses, of the clear ones too. Judged "
+        "only where there are ten such changes. The paper's table leaves 5 of its 24 blank.",
         "table1",
         _games_gain_when_attacked,
+        written=AFTER,
     ),
     Claim(
         "Bowling at 1",
         "Sec. 4.2",
         "The return of Bowling at λ = 1 rises more than thirtyfold.",
         "The return clearly rises, and the published change lies in our interval, which has an end; in direction: it "
-        "clearly rises. Judged only if the agent is clearly above a random policy without an attack.",
+        "clearly rises. Judged only if the agent is clearly above a random policy without an attack, and with SAP-100 "
+        "under it.",
         "table1",
         _bowling,
         f"{100 * TABLE_1[1][-1]:+.1f} % (Table 1)",
+        written=AFTER,
     ),
     Claim(
         "no baseline matches",
         "Sec. 4.3",
         "No other way to add noise matches SAP.",
         "At λ = 1, 2, 4 the best level of RNW, RSW, SWP, RNA and RSA each stays clearly below SAP-100; in direction: "
-        "below.",
+        "none is clearly above it.",
         "fig5",
         _none_matches_sap,
         written=PART,
@@ -1265,7 +1296,7 @@ CLAIMS = (
         "weights pruned at random",
         "App. B.4",
         "The more weights SWP prunes, the better it gets for small λ, marginally, and then worse again.",
-        "At λ = 1, 2, 4 a level between the mildest and the sparsest is above the former and clearly above the latter; "
+        "At λ = 1, 2, 4 a level between the mildest and the sparsest is clearly above both; "
         "in direction: at one of them, and at none are all clearly below the mildest. How much better is not asked.",
         "fig5",
         _pruned_weights_at_random,
