@@ -738,8 +738,8 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     (
         "06_reinforcement_learning",
         "in Bowling, where the attacked agent plays worse than a random policy at every λ, a random policy in "
-        "SAP-100's place would gain clearly at every λ, and more at λ = 1. (*Clearly* here is by intervals that do not touch; by "
-        "that of the difference BeamRider's agent is better at λ = 1, too.)",
+        "SAP-100's place would gain clearly at every λ, and more at λ = 1. (*Clearly* here is by intervals that do not "
+        "touch; by that of the difference BeamRider's agent is better at λ = 1, too.)",
         most_attacked_agents_are_no_better_than_chance,
     ),
     (
