@@ -515,15 +515,22 @@ RUNGS_UNDER_SAP = (
 
 
 def noisy_statistics(s: Settings) -> list[Point]:
-    """SAP-100 as it is, and with BatchNorm's statistics of its own passes, under the same attacks; as in `ladder`."""
+    """SAP-100 as it is, and with BatchNorm's statistics of its own passes, under the same attacks.
+
+    They are those of `ladder`, and of `ladder_checks` the one that goes on with steps of the same size.
+    """
     s = dataclasses.replace(s, examples=s.examples or EFFORT[s.dataset].images)
     own = dataclasses.replace(SAP_100, noisy_statistics=NOISY_STATISTICS[s.dataset])
-    points = []
+    points, on = [], 4 * EFFORT[s.dataset].steps
     for name, defence in ((SAP_100.label, SAP_100), (STATISTICS_UNDER_SAP, own)):
         points.append(Point(_cell(s, defence, Attack()), "no attack", name))
         attacks = [_rungs(s, defence, e) for e in s.eps or EPS_UNDER_SAP[s.dataset] if e]
         for rung in RUNGS_UNDER_SAP:
             points += [Point(_cell(s, defence, of_eps[rung]), rung, name) for of_eps in attacks if rung in of_eps]
+        for attack in (dataclasses.replace(of_eps["BPDA, identity"], steps=on) for of_eps in attacks):
+            if s.eps or attack.eps in EPS_STEPS[s.dataset]:
+                series = f"BPDA, identity, {on} steps of λ/{attack.eps / attack.step:g}"
+                points.append(Point(_cell(s, defence, attack), series, name))
     return points
 
 

@@ -419,7 +419,11 @@ def test_sap_with_statistics_of_its_own_is_attacked_by_who_knows_them() -> None:
     found = points("noisy_statistics")
     plain, own = ([p for p in found if p.panel == panel] for panel in ("SAP-100", experiments.STATISTICS_UNDER_SAP))
     assert len(plain) + len(own) == len(found)
-    assert {p.cell for p in plain} < {p.cell for p in points("ladder")}
+    on = "BPDA, identity, 160 steps of λ/16"
+    assert {p.cell for p in plain if p.series != on} < {p.cell for p in points("ladder")}
+    checked = [p.cell for p in points("ladder_checks") if (p.series, p.panel) == (on, "SAP-100")]
+    assert [p.cell for p in plain if p.series == on] == checked
+    assert len(checked) == 3
     assert [p.series for p in own] == [p.series for p in plain]
     for with_own, without in zip(own, plain, strict=True):
         cell, attack = with_own.cell, with_own.cell.attack
