@@ -69,7 +69,7 @@ def sap_at_small_eps_gains_and_costs_without_an_attack() -> None:
 
 def fgsm_leaves_an_upper_bound() -> None:
     left = accuracy("fig1b", "SAP-100", 4), accuracy("fig6", "1,000 MC passes", 4), strongest("SAP-100", 4)["accuracy"]
-    assert [round(100 * a) for a in left] == [36, 25, 3]
+    assert [round(100 * a) for a in left] == [36, 25, 1]
 
 
 def a_thousand_passes_stay_far_from_attacks_made_for_sap() -> None:
@@ -100,7 +100,7 @@ def stronger_attacks_leave_sap_less_than_ten_steps_leave_dropout() -> None:
         [row("fig2c_iterative", "dropout-0.25", e) for e in (1, 2)],
         [strongest("SAP-100", e) for e in (1, 2)],
     )
-    assert [round(100 * r["accuracy"], 1) for r in (*steps, *left)] == [50.3, 16.1, 39.5, 19.0]
+    assert [round(100 * r["accuracy"], 1) for r in (*steps, *left)] == [50.3, 16.1, 39.0, 17.0]
     assert clearly_above(steps[0], left[0])
     assert left[1]["accuracy"] > steps[1]["accuracy"]
     assert not clearly_above(left[1], steps[1])
@@ -572,16 +572,17 @@ def sap_keeps_more_than_dense_at_1_and_2_and_less_than_adv() -> None:
 
 
 def little_is_left_at_4_and_nothing_at_7_905() -> None:
-    assert 0 < strongest("SAP-100", 4)["accuracy"] < 0.05
-    more, low, _ = evaluation.difference(of(strongest("SAP-100", 4)), of(strongest("dense", 4)))
-    assert more == pytest.approx(0.03, abs=0.005)
-    assert low > 0
+    assert strongest("SAP-100", 4)["correct"] == 2
+    assert evaluation.difference(of(strongest("SAP-100", 4)), of(strongest("dense", 4)))[1] < 0
+    assert not clearly_above(strongest("SAP-100", 4), strongest("dense", 4))
     assert strongest("SAP-100", 7.905)["correct"] == 0
     checks = frame("ladder_checks")
     assert checks[checks["panel"] == "SAP-100"]["gradient_passes"].max() == 40
-    for e in (1, 2):
-        ten, forty = (accuracy("ladder_checks", f"BPDA, identity{n}", e, "SAP-100") for n in ("", ", 40 passes"))
-        assert 0.025 < ten - forty < 0.045
+    for e in (1, 2, 4):
+        ways = "", ", 160 steps of λ/16", ", 40 passes"
+        plain, on, averaged = (accuracy("ladder_checks", f"BPDA, identity{n}", e, "SAP-100") for n in ways)
+        assert 0.03 <= plain - on <= 0.0601
+        assert 0.02 <= plain - averaged <= 0.0401
 
 
 def the_mean_gradient_with_a_constant_scale_is_the_weak_way() -> None:
@@ -605,6 +606,8 @@ def going_through_the_scale_or_past_sap_is_the_strong_way() -> None:
     assert better("PGD, through the scale") == [4]
     assert better("single passes, through the scale") == [2, 4]
     assert better("BPDA, identity") == [2, 4]
+    on = row("ladder_checks", "BPDA, identity, 160 steps of λ/16", 1, "SAP-100")
+    assert clearly_above(row("ladder", "FGSM", 1, "SAP-100"), on)
 
 
 def each_of_them_leaves_little_or_nothing() -> None:
@@ -714,14 +717,14 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     (
         "01_sap",
         "At λ = 4 SAP-100 keeps 36 % here, 25 % where the adversary averages over a thousand passes (chapter "
-        "{doc}`08_mc_samples`, 1,000 images), and 3 % at most against adversaries who know SAP",
+        "{doc}`08_mc_samples`, 1,000 images), and 1 % at most against adversaries who know SAP",
         fgsm_leaves_an_upper_bound,
     ),
     (
         "02_dropout",
-        "leave SAP-100 39.5 % at λ = 1 at most (200 images), clearly less than the 50.3 % that ten steps leave "
+        "leave SAP-100 39 % at λ = 1 at most (200 images), clearly less than the 50.3 % that ten steps leave "
         "dropout-0.25, and "
-        "19 % at λ = 2, not clearly more than the 16 % there.",
+        "17 % at λ = 2, not clearly more than the 16 % there.",
         stronger_attacks_leave_sap_less_than_ten_steps_leave_dropout,
     ),
     (
@@ -1037,9 +1040,10 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "11_adaptive_attacks",
-        "At λ = 4 a few images in a hundred are left, three points more than on dense, and at 7.905 none. What is "
-        "left of SAP-100 is an upper bound: four times the passes per gradient took off three or four points more at "
-        "λ = 1 and 2, and neither more passes still nor the margin loss with as many was tried.",
+        "At λ = 4 two of the 200 images are left, not clearly more than of dense, and at 7.905 none. What is left of "
+        "SAP-100 is an upper bound: to go on with BPDA, in four times as many steps of the same size, took off from "
+        "three to six points at λ = 1, 2 and 4, four times the passes per gradient from two to four; both together, "
+        "still more of either, or the margin loss with as many were not tried.",
         little_is_left_at_4_and_nothing_at_7_905,
     ),
     (
@@ -1050,7 +1054,7 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     (
         "11_adaptive_attacks",
         "PGD through the scale does at 4, single passes through it at 2 and 4, and so does BPDA with the identity; at "
-        "λ = 1 none of these does.",
+        "λ = 1 none of these does, but BPDA that goes on, among the checks below, does.",
         going_through_the_scale_or_past_sap_is_the_strong_way,
     ),
     (
