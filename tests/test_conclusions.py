@@ -116,12 +116,13 @@ def sap_adds_to_adversarial_training_but_at_the_ends() -> None:
     assert claims.judged(claim).verdict == claims.FAILS
 
 
-def against_stronger_attacks_half_of_what_sap_adds_is_left_at_4() -> None:
+def against_stronger_attacks_a_gain_of_sap_is_left_at_4_alone() -> None:
     for e in (1, 2, 4):
-        gain, low, _ = evaluation.difference(of(strongest("ADV+SAP-100", e)), of(strongest("ADV", e)))
-        assert (low > 0) == (e == 4)
+        gain, low, high = evaluation.difference(of(strongest("ADV+SAP-100", e)), of(strongest("ADV", e)))
+        assert (gain > 0) == (low > 0) == (e == 4)
+    assert [round(100 * end) for end in (low, high)] == [1, 18]
     fgsm = accuracy("fig3", "ADV+SAP-100", 4) - accuracy("fig3", "ADV", 4)
-    assert 0.45 < gain / fgsm < 0.6
+    assert round(100 * fgsm) == 19
 
 
 def examples_made_on_dense_are_as_good_after_ten_steps() -> None:
@@ -550,9 +551,15 @@ def to_adversarial_training_sap_adds_nothing_that_bpda_leaves() -> None:
     for e in (1, 2, 4):
         bpda, left = row("ladder", "BPDA, identity", e, both), strongest(alone, e)
         assert (bpda["accuracy"] < left["accuracy"]) == (e < 4)
-        gain, low, _ = evaluation.difference(of(strongest(both, e)), of(left))
+        gain, low, high = evaluation.difference(of(strongest(both, e)), of(left))
         assert (low > 0) == (e == 4)
-        assert e < 4 or gain == pytest.approx(0.1, abs=0.005)
+        assert e < 4 or (gain == 0.095 and [round(100 * end) for end in (low, high)] == [1, 18])
+        of_three = [
+            binomtest(int(r["correct"]), 200).proportion_ci(1 - 0.05 / 3, "wilson") for r in (strongest(both, e), left)
+        ]
+        assert (
+            evaluation.difference(*((r["accuracy"], *ci) for r, ci in zip((strongest(both, e), left), of_three)))[1] < 0
+        )
         lows = [binomtest(k, 200).proportion_ci(method="wilson").low for k in range(201)]
         needed = next(k for k, low in enumerate(lows) if low > left["high"]) / 200 - left["accuracy"]
         assert e < 4 or needed == pytest.approx(0.13, abs=0.01)
@@ -670,6 +677,14 @@ def a_plain_copy_took_twice_as_long_within_a_day() -> None:
     assert max(max(times) / min(times) for times in days.values()) > 2
 
 
+def sap_on_adv_would_hold_in_direction_by_its_differences() -> None:
+    verdicts = claims.scorecard().set_index("name")["verdict"]
+    assert verdicts["robust with ADV"] == claims.FAILS
+    gains = [evaluation.difference(of(strongest("ADV+SAP-100", e)), of(strongest("ADV", e))) for e in (1, 2, 4)]
+    assert [low > 0 and gain >= 0.05 for gain, low, _ in gains] == [False, False, True]
+    assert not any(high < 0 for *_, high in gains)
+
+
 def few_samples_would_help_with_sap_100_among_them() -> None:
     verdicts = claims.scorecard().set_index("name")["verdict"]
     assert verdicts["few samples help under attack"] != claims.HOLDS
@@ -697,6 +712,12 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
         "10_performance",
         "the time of the plain copy below by more than twice within a day on one kind of machine",
         a_plain_copy_took_twice_as_long_within_a_day,
+    ),
+    (
+        "intro",
+        "asks for intervals that do not touch, which takes thirteen points on 200 images; by the interval of the "
+        "difference it would hold in direction, because of λ = 4.",
+        sap_on_adv_would_hold_in_direction_by_its_differences,
     ),
     (
         "intro",
@@ -729,8 +750,9 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     ),
     (
         "03_adversarial_training",
-        "Adversaries who know SAP leave no gain at λ = 1 and 2, and at most about half of it at 4, on 200 images",
-        against_stronger_attacks_half_of_what_sap_adds_is_left_at_4,
+        "At λ = 1 and 2 adversaries who know SAP leave no gain that 200 images show, and at 4 one of between 1 and 18 "
+        "points, where FGSM leaves nineteen",
+        against_stronger_attacks_a_gain_of_sap_is_left_at_4_alone,
     ),
     (
         "05_calibration",
@@ -1031,9 +1053,10 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
     (
         "11_adaptive_attacks",
         "That SAP adds to adversarial training is not to be seen at λ = 1 and 2: BPDA with the identity leaves "
-        "ADV+SAP-100 less than the strongest attack leaves ADV, which has no SAP. At λ = 4 it keeps ten points more, a "
-        "gain whose interval just leaves out 0. (The rule below asks for a difference of five points and for intervals "
-        "that do not touch, on 200 images for thirteen points or so.) Without an attack SAP costs the network ten "
+        "ADV+SAP-100 less than the strongest attack leaves ADV, which has no SAP. At λ = 4 it keeps nine or ten points "
+        "more, a gain whose interval, from 1 to 18, just leaves out 0, and would not if it were allowed for that three "
+        "λ were looked at. (The rule below asks for a difference of five points and for intervals that do not touch, "
+        "on 200 images for thirteen points or so.) Without an attack SAP costs the network ten "
         "points. Along SAP's own mean gradient "
         "it had looked like a gain at 2 and 4, clear at 4.",
         to_adversarial_training_sap_adds_nothing_that_bpda_leaves,
