@@ -555,11 +555,10 @@ def to_adversarial_training_sap_adds_nothing_that_bpda_leaves() -> None:
         assert (low > 0) == (e == 4)
         assert e < 4 or (gain == 0.095 and [round(100 * end) for end in (low, high)] == [1, 18])
         of_three = [
-            binomtest(int(r["correct"]), 200).proportion_ci(1 - 0.05 / 3, "wilson") for r in (strongest(both, e), left)
+            (r["accuracy"], *binomtest(int(r["correct"]), 200).proportion_ci(1 - 0.05 / 3, "wilson"))
+            for r in (strongest(both, e), left)
         ]
-        assert (
-            evaluation.difference(*((r["accuracy"], *ci) for r, ci in zip((strongest(both, e), left), of_three)))[1] < 0
-        )
+        assert evaluation.difference(*of_three)[1] < 0
         lows = [binomtest(k, 200).proportion_ci(method="wilson").low for k in range(201)]
         needed = next(k for k, low in enumerate(lows) if low > left["high"]) / 200 - left["accuracy"]
         assert e < 4 or needed == pytest.approx(0.13, abs=0.01)
