@@ -508,8 +508,9 @@ def statistics_of_its_own_leave_more_at_small_eps_and_mislead_fgsm() -> None:
     at_4 = [accuracy("noisy_statistics", attack, 4, own) for attack in ("FGSM", "PGD, mean of gradients")]
     assert round(100 * at_4[0]) == 63
     assert 0 < at_4[0] - at_4[1] < 0.02
-    assert {left(own, e)["series"] for e in (1, 2, 4)} == {"BPDA, identity, margin"}
-    assert whole[(whole["panel"] == own) & (whole["eps"] == 1)]["series"].nunique() == 6
+    on = "BPDA, identity, 160 steps of λ/16"
+    assert {left(panel, e)["series"] for e in (1, 2, 4) for panel in (own, plain)} == {on}
+    assert whole[(whole["panel"] == own) & (whole["eps"] == 4)]["series"].nunique() == 7
     through, constant, bpda = (
         row("noisy_statistics", name, 7.905, own)
         for name in ("single passes, through the scale", "single passes, constant scale", "BPDA, identity")
@@ -517,26 +518,14 @@ def statistics_of_its_own_leave_more_at_small_eps_and_mislead_fgsm() -> None:
     assert through["correct"] == bpda["correct"] == 0
     assert constant["accuracy"] == 0.065
     assert not clearly_above(constant, row("noisy_statistics", "single passes, constant scale", 7.905, plain))
-    assert [round(100 * left(own, e)["accuracy"]) for e in (1, 2, 4)] == [65, 43, 8]
-    assert [round(100 * left(plain, e)["accuracy"]) for e in (1, 2, 4)] == [42, 21, 3]
+    assert [round(100 * left(own, e)["accuracy"]) for e in (1, 2, 4)] == [61, 31, 2]
+    assert [round(100 * left(plain, e)["accuracy"]) for e in (1, 2, 4)] == [39, 17, 1]
     for e in (1, 2, 4):
         assert clearly_above(left(own, e), left(plain, e)) == (e < 4)
         assert clearly_above(left(own, e), strongest("dense", e)) or e == 4
-        assert strongest("ADV", e)["accuracy"] > left(own, e)["accuracy"]
+        assert clearly_above(strongest("ADV", e), left(own, e))
     assert [strongest("ADV", e)["accuracy"] for e in (1, 2)] == [0.775, 0.585]
-    assert [clearly_above(strongest("ADV", e), left(own, e)) for e in (1, 2)] == [False, True]
-    most = [strongest(plain, e) for e in (1, 2, 4)]
-    assert all(left(plain, e)["accuracy"] - found["accuracy"] < 0.03 for e, found in zip((1, 2, 4), most, strict=True))
-    tried = pd.concat([frame("ladder"), frame("ladder_checks")])
-    tried = tried[(tried["panel"] == plain) & tried["eps"].isin((1, 2, 4))]
-    for e in (1, 2, 4):
-        part = tried[tried["eps"] == e]
-        least = left(plain, e)["accuracy"]
-        assert set(part[part["accuracy"] < least]["series"]) == ({"BPDA, identity, 40 passes"} if e < 4 else set())
-        if e < 4:
-            more = least - accuracy("ladder_checks", "BPDA, identity, 40 passes", e, plain)
-            assert 0.0199 < more < 0.03
-    assert sum(left(plain, e)["accuracy"] > found["accuracy"] for e, found in zip((1, 2, 4), most, strict=True)) >= 2
+    assert all(strongest(plain, e)["series"] == on for e in (1, 2, 4))
 
 
 def bfloat16_moves_no_accuracy_of_sap() -> None:
@@ -781,17 +770,16 @@ CONCLUSIONS: list[tuple[str, str, Callable[[], None]]] = [
         "11_adaptive_attacks",
         "On CIFAR-10 SAP-100 with these statistics gets 88 % of the images right without an attack instead of 64. At "
         "λ = 4 FGSM on its own gradient leaves 63 %, and PGD along the same gradient hardly less: for the most "
-        "part that is a gradient too noisy to follow (of one layer by itself its mean is BPDA's), because BPDA leaves "
-        "8 %, not clearly more than the 3 of SAP-100 as the paper has it. At λ = 1 and 2 the strongest of these leaves "
-        "65 and 43 %, clearly more than the 42 and 21 % there, and than dense keeps. ADV, which has no SAP, keeps "
-        "more, clearly so at 2: 77.5 and 58.5 %. At λ = 7.905 single passes through SAP's scale leave none of the 200 "
-        "images, and BPDA none.",
+        "part that is a gradient too noisy to follow (of one layer by itself its mean is BPDA's), because BPDA that "
+        "goes on leaves 2 %, hardly more than the 1 of SAP-100 as the paper has it. At λ = 1 and 2 it leaves 61 and "
+        "31 %, clearly more than the 39 and 17 % there, and than dense keeps. ADV, which has no SAP, keeps clearly "
+        "more: 77.5 and 58.5 %. At λ = 7.905 single passes through SAP's scale leave none of the 200 images, and BPDA "
+        "none.",
         statistics_of_its_own_leave_more_at_small_eps_and_mislead_fgsm,
     ),
     (
         "11_adaptive_attacks",
-        "On SAP-100 as the paper has it BPDA with four times the passes goes two or three points below the best of "
-        "these at λ = 1 and 2, and no other attack goes below it.",
+        "On SAP-100 as the paper has it none of those goes below the best of these.",
         statistics_of_its_own_leave_more_at_small_eps_and_mislead_fgsm,
     ),
     (
