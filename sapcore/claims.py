@@ -1240,7 +1240,7 @@ CLAIMS = (
         "none is clearly above it.",
         "fig5",
         _none_matches_sap,
-        written=PART,
+        written=AFTER,
     ),
     Claim(
         "baselines are below dense",
@@ -1300,6 +1300,7 @@ CLAIMS = (
         "in direction: at one of them, and at none are all clearly below the mildest. How much better is not asked.",
         "fig5",
         _pruned_weights_at_random,
+        written=AFTER,
     ),
     Claim(
         "noisy activations drop",
