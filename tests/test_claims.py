@@ -194,6 +194,14 @@ def test_the_front_page_counts_the_rules_that_changed() -> None:
 
 def test_what_the_front_page_says_of_changed_rules_is_true_of_the_store() -> None:
     n = Numbers()
+    sap, dropout = n.at("fig1b", "SAP-100", 0), [n.at("fig2a", f"dropout-{rate}", 0) for rate in (0.05, 0.25)]
+    assert [bool(sap["low"] > row["high"]) for row in dropout] == [False, True]
+    learnt, _ = claims._learnt(n)
+    changes = [claims._change(n, e, game) for game in learnt for e in claims.ATTACKED]
+    up, gained, down, lost = claims._counted(changes)
+    assert up > down, "it held in direction"
+    assert gained > lost
+    assert claims._change(n, 1, "Bowling")[1] > 0, "so did Bowling's"
     best = {e: max(claims.FOUR, key=lambda name: n.at("fig3", name, e)["accuracy"]) for e in (4, 8, 16, 32)}
     assert best == {4: "ADV+SAP-100", 8: "ADV+SAP-100", 16: "ADV+SAP-100", 32: "SAP-100"}
     assert max(n.at("fig3", name, 32)["low"] for name in claims.FOUR) < claims.GUESSING
